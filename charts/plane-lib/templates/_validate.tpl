@@ -1,0 +1,353 @@
+{{/*
+What a schema cannot say of the catalogue: rules between fields. Every chart of the plane includes
+plane.validateCatalogue in a templates/validate.yaml. Helm renders deeper folders first and in one folder the last
+name first, so what stands in templates/tests/ is rendered before it.
+*/}}
+
+{{/*
+plane.validateCatalogue: takes the root ($). Fails once with every refusal of every rule; renders nothing otherwise.
+*/}}
+{{- define "plane.validateCatalogue" -}}
+{{- $global := .Values.global -}}
+{{- $models := include "plane.models" . | fromJson -}}
+{{- $refusals := list -}}
+{{- range $rule := list "Aws" "Network" "Accelerators" "Images" -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (dict "global" $global "models" $models)) -}}
+{{- end -}}
+{{- range $name, $model := $models -}}
+{{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
+{{- range $rule := list "References" "Sources" "Names" "Replicas" "Fallback" "Fit" -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
+{{- end -}}
+{{- end -}}
+{{- include "plane.failOn" $refusals -}}
+{{- end -}}
+
+{{/*
+plane.validateImages: refuses images that a chart names itself beside the models' own, where they have no digest and
+one is required: (dict "root" $ "images" (list "envoy")).
+*/}}
+{{- define "plane.validateImages" -}}
+{{- include "plane.refuseDigests" (dict "global" .root.Values.global "images" .images) | list | include "plane.failOn" -}}
+{{- end -}}
+
+{{/* Fails with all refusals in one message, where there is one. Takes a list of texts of plane.refusal. */}}
+{{- define "plane.failOn" -}}
+{{- with join "" . -}}
+{{- fail (printf "values of the catalogue do not fit together:\n%s" (trimSuffix "\n" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* One refusal, a line: (list path what why remedy). */}}
+{{- define "plane.refusal" -}}
+{{- printf "- %s: %s. %s. Set %s.\n" (index . 0) (index . 1) (index . 2) (index . 3) -}}
+{{- end -}}
+
+{{/* The Region of the calls to S3 and Bedrock. */}}
+{{- define "plane.refuseAws" -}}
+{{- $callers := list -}}
+{{- range $name, $model := .models -}}
+{{- if or $model.fallback (hasPrefix "s3://" $model.source) -}}
+{{- $callers = append $callers $name -}}
+{{- end -}}
+{{- end -}}
+{{- if and $callers (not .global.aws.region) -}}
+{{- include "plane.refusal" (list "global.aws.region"
+      (printf "empty, while S3 or Amazon Bedrock is called for %s" (join ", " $callers))
+      "Nothing guesses where they are called"
+      "the Region, such as eu-central-1") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a default-deny world must name. */}}
+{{- define "plane.refuseNetwork" -}}
+{{- $network := .global.network -}}
+{{- $needs := dict -}}
+{{- range $name, $model := .models -}}
+{{- if hasPrefix "s3://" $model.source -}}
+{{- $_ := set $needs "s3Cidrs" (printf "%s reads its weights from S3" $name) -}}
+{{- end -}}
+{{- if $model.fallback -}}
+{{- $_ := set $needs "bedrockCidrs" (printf "%s falls back to Amazon Bedrock" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $list, $need := $needs -}}
+{{- if and $network.policies (not (get $network $list)) -}}
+{{- include "plane.refusal" (list (printf "global.network.%s" $list)
+      (printf "empty, while %s" $need)
+      "The NetworkPolicies deny what nobody names"
+      (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
+{{- end -}}
+{{- end -}}
+{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "s3Cidrs" -}}
+{{- range $cidr := get $network $list -}}
+{{- if hasSuffix "/0" $cidr -}}
+{{- include "plane.refusal" (list (printf "global.network.%s" $list)
+      (printf "%s is every address there is" $cidr)
+      "It would let prompts and weights go anywhere and leave the residency unprovable"
+      "the CIDRs of the endpoint or the subnets alone") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Accelerator profiles. */}}
+{{- define "plane.refuseAccelerators" -}}
+{{- $global := .global -}}
+{{- range $name, $hardware := $global.accelerators -}}
+{{- $path := printf "global.accelerators.%s" $name -}}
+{{- include "plane.refuseAbsent" (list $path $hardware "resource" "memoryGiB" "image" "cpu" "memory") -}}
+{{- if $hardware -}}
+{{- if and (eq "aws.amazon.com/neuron" ($hardware.resource | default "")) (not $hardware.coresPerDevice) -}}
+{{- include "plane.refusal" (list (printf "%s.coresPerDevice" $path)
+      (printf "absent, while the resource is %s" $hardware.resource)
+      "Neuron counts cores, and pods may have to ask for whole devices"
+      "the cores of one device, such as 2") -}}
+{{- end -}}
+{{- if and $hardware.image (not (kindIs "map" (get $global.images $hardware.image))) -}}
+{{- include "plane.unknown" (list (printf "%s.image" $path) $hardware.image "global.images" $global.images) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Fields that an entry of a table must have: (list path entry field ...). An entry that is null is not there. */}}
+{{- define "plane.refuseAbsent" -}}
+{{- $path := index . 0 -}}
+{{- $entry := index . 1 -}}
+{{- range $field := slice . 2 -}}
+{{- if and (kindIs "map" $entry) (not (hasKey $entry $field)) -}}
+{{- include "plane.refusal" (list (printf "%s.%s" $path $field)
+      "absent"
+      "No default has an entry of that name to take it from"
+      "it") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A name that a table does not have: (list path name pathOfTable table). */}}
+{{- define "plane.unknown" -}}
+{{- $have := list -}}
+{{- range $name, $value := index . 3 -}}
+{{- if kindIs "map" $value -}}
+{{- $have = append $have $name -}}
+{{- end -}}
+{{- end -}}
+{{- include "plane.refusal" (list (index . 0)
+      (printf "%s is not in %s" (index . 1) (index . 2))
+      (printf "There are %s" (join ", " $have | default "none"))
+      (printf "one that exists, or add %s to %s" (index . 1) (index . 2))) -}}
+{{- end -}}
+
+{{/* Tags that move, of all images; missing digests, of those that the catalogue needs. */}}
+{{- define "plane.refuseImages" -}}
+{{- $global := .global -}}
+{{- range $name, $image := $global.images -}}
+{{- include "plane.refuseAbsent" (list (printf "global.images.%s" $name) $image "repository" "tag") -}}
+{{- if eq (dig "tag" "" ($image | default dict)) "latest" -}}
+{{- include "plane.refusal" (list (printf "global.images.%s.tag" $name)
+      "latest moves"
+      "A restart could bring another image than the one that was tested"
+      "the tag of a version") -}}
+{{- end -}}
+{{- end -}}
+{{- /* Of a program in between no flag depends on the version; of an engine many do. */ -}}
+{{- $engines := list -}}
+{{- range .models -}}
+{{- $engines = append $engines .image -}}
+{{- end -}}
+{{- range $name := uniq $engines | sortAlpha -}}
+{{- include "plane.refuseAbsent" (list (printf "global.images.%s" $name) (get $global.images $name) "version") -}}
+{{- end -}}
+{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .models | fromJsonArray)) -}}
+{{- end -}}
+
+{{/* Images without a digest where one is required: (dict "global" $global "images" (list ...)). */}}
+{{- define "plane.refuseDigests" -}}
+{{- $global := .global -}}
+{{- range $name := .images -}}
+{{- $image := get $global.images $name -}}
+{{- if and $global.requireDigest $image (not $image.digest) -}}
+{{- include "plane.refusal" (list (printf "global.images.%s.digest" $name)
+      "null, while global.requireDigest is true"
+      (printf "The registry may move the tag %s" $image.tag)
+      "the digest (sha256:...) that the registry gives for it, or global.requireDigest: false") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The names of the images that resolved models need, as a JSON array. */}}
+{{- define "plane.modelImages" -}}
+{{- $images := list -}}
+{{- range . -}}
+{{- $images = append $images .image -}}
+{{- if and (hasPrefix "aws.amazon.com/" (.hardware.resource | default "")) (hasPrefix "s3://" .source) -}}
+{{- $images = append $images "storage-initializer" -}}
+{{- end -}}
+{{- end -}}
+{{- without $images "" | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* What an entry must have and what it names. */}}
+{{- define "plane.refuseReferences" -}}
+{{- $context := . -}}
+{{- $model := .model -}}
+{{- range $field := list "accelerator" "maxModelLen" -}}
+{{- if not (get $model $field) -}}
+{{- include "plane.refusal" (list (printf "%s.%s" $context.path $field)
+      "absent"
+      "Neither the entry nor its profile nor global.modelDefaults has one"
+      "it in one of them") -}}
+{{- end -}}
+{{- end -}}
+{{- $tables := dict "accelerator" "accelerators" "team" "teams" "image" "images" -}}
+{{- range $field, $table := $tables -}}
+{{- $name := get $model $field -}}
+{{- $own := ne $name (get $model.hardware $field) -}}
+{{- if and $name $own (not (kindIs "map" (get (get $context.global $table) $name))) -}}
+{{- include "plane.unknown" (list (printf "%s.%s" $context.path $field)
+      $name
+      (printf "global.%s" $table)
+      (get $context.global $table)) -}}
+{{- end -}}
+{{- end -}}
+{{- $profiles := $context.global.modelDefaults.profiles -}}
+{{- with $context.entry.profile -}}
+{{- if not (kindIs "map" (get $profiles .)) -}}
+{{- include "plane.unknown" (list (printf "%s.profile" $context.path) . "global.modelDefaults.profiles" $profiles) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where weights and compiled artifacts come from. */}}
+{{- define "plane.refuseSources" -}}
+{{- include "plane.refuseSource" (list (printf "%s.source" .path) .model.source) -}}
+{{- with .model.compiled -}}
+{{- include "plane.refuseSource" (list (printf "%s.compiled.source" $.path) .source) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* One source: (list path source). */}}
+{{- define "plane.refuseSource" -}}
+{{- $source := index . 1 -}}
+{{- $segments := splitList "/" (regexReplaceAll "^(s3://[^/]*|file://)" $source "" | trimAll "/") -}}
+{{- $path := index . 0 -}}
+{{- if has "latest" $segments -}}
+{{- include "plane.refusal" (list $path
+      (printf "%s passes through latest" $source)
+      "What a moving name holds changes without a rollout, and no audit can tell which weights answered"
+      "a path with a version at its end, such as s3://models/clinical-summary/v7/") -}}
+{{- else if not (regexMatch "^v?[0-9][0-9A-Za-z._-]*$" (last $segments)) -}}
+{{- include "plane.refusal" (list $path
+      (printf "%s does not end in an immutable version" $source)
+      "What a moving name holds changes without a rollout, and no audit can tell which weights answered"
+      "a path with a version at its end, such as s3://models/clinical-summary/v7/") -}}
+{{- else if not (regexMatch "^(s3://[a-z0-9][a-z0-9.-]+|file://)(/[A-Za-z0-9._=-]+){2,}/$" $source) -}}
+{{- include "plane.refusal" (list $path
+      (printf "%s is not a bucket, a prefix and a version of plain characters" $source)
+      "A role may read exactly one prefix, so the source must name one, without wildcards"
+      "s3://BUCKET/PREFIX/VERSION/ of letters, digits, '.', '_', '=' and '-', or file:///FOLDER/VERSION/") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names that clients send: one model a name. */}}
+{{- define "plane.refuseNames" -}}
+{{- $context := . -}}
+{{- $self := .model.name -}}
+{{- if eq $self "router" -}}
+{{- include "plane.refusal" (list .path
+      "router is the router's own name"
+      "The engine's Service and the router's would be one object"
+      "another name for the model; clients may keep this one by servedNames: [router]") -}}
+{{- end -}}
+{{- range $name := .entry.servedNames -}}
+{{- range $other, $model := $context.models -}}
+{{- /* Of two entries with the same further name the later one is told; a key belongs to its entry. */ -}}
+{{- $taken := or (eq $name $other) (and (lt $other $self) (has $name $model.servedNames)) -}}
+{{- if $taken -}}
+{{- include "plane.refusal" (list (printf "%s.servedNames" $context.path)
+      (printf "%s is served by %s already" $name (ternary "this entry" (printf "global.models.%s" $other) (eq $other $self)))
+      "A request names exactly one model"
+      "a name that no other entry has") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "plane.refuseReplicas" -}}
+{{- $min := int .model.replicas.min -}}
+{{- $max := int .model.replicas.max -}}
+{{- if gt $min $max -}}
+{{- include "plane.refusal" (list (printf "%s.replicas" .path)
+      (printf "min %d is above max %d" $min $max)
+      "No number of replicas is both"
+      (printf "max: %d or more, or min: %d or less" $min $max)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the fallback stays inside the residency. A prompt travels no farther than its residency. */}}
+{{- define "plane.refuseFallback" -}}
+{{- $path := .path -}}
+{{- $residency := .model.residency -}}
+{{- $geography := .global.residency.geography -}}
+{{- if not .model.fallback -}}
+{{- with .entry.firstTokenBudget -}}
+{{- include "plane.refusal" (list (printf "%s.firstTokenBudget" $path)
+      (printf "%s without a fallback" .)
+      "A stream that misses its budget needs somewhere else to go"
+      "a fallback, or take firstTokenBudget out") -}}
+{{- end -}}
+{{- else -}}
+{{- $id := .model.fallback.model -}}
+{{- $reach := .model.reach -}}
+{{- if eq $reach "hidden" -}}
+{{- include "plane.refusal" (list (printf "%s.fallback.model" $path)
+      (printf "%s hides where it processes" $id)
+      "An ARN, an application inference profile, a prompt router or an unlisted prefix does not show its destinations"
+      "a foundation-model id such as openai.gpt-oss-120b-1:0, or add a new provider to global.bedrock.providers") -}}
+{{- else if gt (include "plane.residencyRank" $reach | int) (include "plane.residencyRank" $residency | int) -}}
+{{- $why := "A prompt travels no farther than its residency" -}}
+{{- $remedies := list -}}
+{{- $prefix := splitList "." $id | first -}}
+{{- if ne $residency "cluster" -}}
+{{- $remedies = append $remedies "a bare foundation-model id" -}}
+{{- end -}}
+{{- if and (eq $reach "anywhere") (ne $prefix "global") -}}
+{{- $why = printf "%s, and %s. stays in its geography only where global.residency.geography is %s (it is %s)"
+      $why $prefix $prefix ($geography | default "empty") -}}
+{{- if and (eq $residency "geography") (not $geography) -}}
+{{- $remedies = append $remedies (printf "global.residency.geography: %s" $prefix) -}}
+{{- end -}}
+{{- end -}}
+{{- $remedies = append $remedies (printf "residency: %s" $reach) -}}
+{{- if eq $residency "cluster" -}}
+{{- $remedies = append $remedies "fallback: null" -}}
+{{- end -}}
+{{- include "plane.refusal" (list (printf "%s.fallback.model" $path)
+      (printf "%s reaches %s, beyond the residency %s" $id (eq $reach "anywhere" | ternary "anywhere" (printf "the %s" $reach)) $residency)
+      $why
+      (join ", or " $remedies)) -}}
+{{- end -}}
+{{- if and (eq .model.fallback.retention "provider_data_share") (ne $residency "anywhere") -}}
+{{- include "plane.refusal" (list (printf "%s.fallback.retention" $path)
+      (printf "provider_data_share hands prompts to the model's provider, beyond the residency %s" $residency)
+      "Where the provider keeps them is not known"
+      "the account's mode to none and retention: none, or residency: anywhere") -}}
+{{- end -}}
+{{- if not (has "chat" .model.api) -}}
+{{- include "plane.refusal" (list (printf "%s.api" $path)
+      (printf "%s with a fallback" (join ", " .model.api))
+      "Only chat completions fall back"
+      "chat in api, or fallback: null") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The capacity check, where all it counts is known. */}}
+{{- define "plane.refuseFit" -}}
+{{- if and .model.hardware.memoryGiB .model.maxModelLen -}}
+{{- with include "plane.fitRefusal" .model -}}
+{{- printf "- %s: %s\n" $.path . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

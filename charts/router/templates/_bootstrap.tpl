@@ -1,0 +1,274 @@
+{{/*
+The bootstrap: listeners, filters, audit line. What a catalogue changes is not here, so a changed catalogue restarts
+nothing. Paths are relative to the container's working directory.
+*/}}
+
+{{- define "router.bootstrap" -}}
+{{- $bodyLimit := mul .Values.maxBodyMiB 1048576 -}}
+node: {id: router, cluster: inference-plane}
+# A Unix socket: nothing outside the pod reaches the admin interface.
+admin:
+  address:
+    pipe: {path: run/admin.sock, mode: 384}
+dynamic_resources:
+  cds_config:
+    resource_api_version: V3
+    path_config_source: {path: xds/clusters.json, watched_directory: {path: xds}}
+# Names are complete, so the pod's search domains would only add questions.
+typed_dns_resolver_config:
+  name: envoy.network.dns_resolver.cares
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig
+    dns_resolver_options: {no_default_search_domain: true}
+    {{- with .Values.dns.resolvers }}
+    resolvers:
+      {{- range . }}
+      - socket_address: {address: {{ splitList ":" . | first }}, port_value: {{ splitList ":" . | last }}}
+      {{- end }}
+    {{- end }}
+overload_manager:
+  resource_monitors:
+    - name: envoy.resource_monitors.global_downstream_max_connections
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig
+        max_active_downstream_connections: {{ .Values.limits.downstreamConnections }}
+static_resources:
+  clusters:
+    - name: admin
+      type: STATIC
+      connect_timeout: 1s
+      load_assignment:
+        cluster_name: admin
+        endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
+  listeners:
+    - name: plane
+      address:
+        socket_address: {address: {{ .Values.listener.address }}, port_value: {{ .Values.listener.port }}}
+      # A body is held as a whole, so that it can be sent again to another pod or to Amazon Bedrock.
+      per_connection_buffer_limit_bytes: {{ $bodyLimit }}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config: {{ include "router.connectionManager" . | nindent 16 }}
+    - name: no-capacity
+      address:
+        socket_address: {address: 127.0.0.1, port_value: {{ .Values.noCapacity.port }}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: no_capacity
+                local_reply_config: {{ include "router.errorBodies" . | nindent 18 }}
+                route_config:
+                  virtual_hosts:
+                    - name: no-capacity
+                      domains: ["*"]
+                      routes:
+                        - match: {prefix: /}
+                          direct_response: {status: 503}
+                          response_headers_to_add:
+                            - header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
+                            - header: {key: x-plane-reason, value: no-capacity}
+                            - header: {key: x-inference-backend, value: none}
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+    - name: status
+      address:
+        socket_address: {address: {{ .Values.status.address }}, port_value: {{ .Values.status.port }}}
+      # Health checks and scrapes come in however full the router is.
+      bypass_overload_manager: true
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: status
+                route_config:
+                  virtual_hosts:
+                    - name: status
+                      domains: ["*"]
+                      routes:
+                        - match:
+                            path: /ready
+                            headers: [{name: ":method", string_match: {exact: GET}}]
+                          route: {cluster: admin}
+                        - match:
+                            path: /metrics
+                            headers: [{name: ":method", string_match: {exact: GET}}]
+                          route: {cluster: admin, prefix_rewrite: /stats/prometheus}
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+{{- end -}}
+
+{{- define "router.connectionManager" -}}
+"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+stat_prefix: plane
+server_name: inference-plane
+# The load balancer is the one trusted hop in front.
+use_remote_address: true
+xff_num_trusted_hops: 1
+# No address is trusted to send internal headers.
+internal_address_config: {cidr_ranges: [{address_prefix: 127.255.255.255, prefix_len: 32}]}
+normalize_path: true
+merge_slashes: true
+path_with_escaped_slashes_action: REJECT_REQUEST
+always_set_request_id_in_response: true
+stream_idle_timeout: {{ include "router.seconds" .Values.requestTimeout }}
+request_headers_timeout: 30s
+request_timeout: 120s
+common_http_protocol_options:
+  # Above the load balancer's, so that it and not the router closes an idle connection.
+  idle_timeout: {{ addf (divf (include "plane.milliseconds" .Values.requestTimeout) 1000) 60 }}s
+  headers_with_underscores_action: REJECT_REQUEST
+# Headers that mean something inside the plane never come from outside.
+early_header_mutation_extensions:
+  - name: envoy.http.early_header_mutation.header_mutation
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation
+      mutations:
+        - remove_on_match: {key_matcher: {prefix: x-plane-}}
+        - remove_on_match: {key_matcher: {prefix: x-envoy-}}
+        - remove_on_match: {key_matcher: {prefix: x-inference-}}
+local_reply_config: {{ include "router.errorBodies" . | nindent 2 }}
+access_log:
+  - name: envoy.access_loggers.stdout
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+      log_format:
+        json_format: {{ include "router.auditLine" . | nindent 10 }}
+rds:
+  route_config_name: plane
+  config_source:
+    resource_api_version: V3
+    path_config_source: {path: xds/routes.json, watched_directory: {path: xds}}
+http_filters:
+  # What the audit line says is kept apart from the headers, because the leg to Amazon Bedrock removes them. First of
+  # all what every request has: a body that is too large is answered while the next filter waits for it.
+  - name: envoy.filters.http.header_to_metadata
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+      request_rules:
+        {{- range $key, $header := dict "request_id" "x-request-id" "path" ":path" "residency" "x-residency" }}
+        - header: {{ $header | quote }}
+          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
+        {{- end }}
+  - name: envoy.filters.http.lua
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+      default_source_code: {filename: bootstrap/route.lua}
+  - name: envoy.filters.http.header_to_metadata
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+      request_rules:
+        {{- range $key, $header := dict "model" "x-plane-model" "stream" "x-plane-stream" }}
+        - header: {{ $header | quote }}
+          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
+        {{- end }}
+      response_rules:
+        {{- range list "prompt" "completion" "cached" }}
+        - header: x-plane-{{ . }}-tokens
+          on_header_present: {metadata_namespace: usage, key: {{ . }}_tokens, type: NUMBER}
+          remove: true
+        {{- end }}
+  {{- include "router.streamUsage" . | nindent 2 }}
+  - name: envoy.filters.http.router
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+{{- end -}}
+
+{{/*
+Usage of a stream from its events; the last one that has it wins. Marked work in progress in Envoy 1.40, therefore in
+one place.
+*/}}
+{{- define "router.streamUsage" -}}
+- name: envoy.filters.http.sse_to_metadata
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.sse_to_metadata.v3.SseToMetadata
+    response_rules:
+      content_parser:
+        name: envoy.content_parsers.json
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.content_parsers.json.v3.JsonContentParser
+          rules:
+            {{- range list (list "prompt_tokens" "prompt_tokens") (list "completion_tokens" "completion_tokens") (list "cached_tokens" "prompt_tokens_details" "cached_tokens") }}
+            - rule:
+                selectors:
+                  - key: usage
+                  {{- range rest . }}
+                  - key: {{ . }}
+                  {{- end }}
+                on_present: {metadata_namespace: usage, key: {{ first . }}, type: NUMBER}
+            {{- end }}
+{{- end -}}
+
+{{/* One line for each request, whatever became of it; never a prompt or a completion. */}}
+{{- define "router.auditLine" -}}
+time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
+request_id: "%DYNAMIC_METADATA(inference-plane:request_id)%"
+client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
+method: "%REQ(:method)%"
+path: "%DYNAMIC_METADATA(inference-plane:path):128%"
+model: "%DYNAMIC_METADATA(inference-plane:model)%"
+stream: "%DYNAMIC_METADATA(inference-plane:stream)%"
+residency: "%DYNAMIC_METADATA(inference-plane:residency):32%"
+route: "%ROUTE_NAME%"
+backend: "%CLUSTER_METADATA(inference-plane:backend)%"
+model_version: "%CLUSTER_METADATA(inference-plane:model_version)%"
+upstream: "%UPSTREAM_HOST%"
+attempts: "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
+status: "%RESPONSE_CODE%"
+reason: "%RESP(x-plane-reason)%"
+details: "%RESPONSE_CODE_DETAILS%"
+flags: "%RESPONSE_FLAGS_LONG%"
+prompt_tokens: "%DYNAMIC_METADATA(usage:prompt_tokens)%"
+completion_tokens: "%DYNAMIC_METADATA(usage:completion_tokens)%"
+cached_tokens: "%DYNAMIC_METADATA(usage:cached_tokens)%"
+request_bytes: "%BYTES_RECEIVED%"
+response_bytes: "%BYTES_SENT%"
+first_byte_ms: "%RESPONSE_DURATION%"
+duration_ms: "%DURATION%"
+{{- end -}}
+
+{{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
+{{- define "router.errorBodies" -}}
+mappers:
+  - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
+    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
+    body_format_override: {{ include "router.errorBody" (list "not_found_error" "The model `%REQ(x-plane-model)%` does not exist, or does not serve this path.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 404) }}
+    body_format_override: {{ include "router.errorBody" (list "not_found_error" "This path does not exist. Name the model in the body, or in the path: /MODEL/v1/...") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 413) }}
+    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" (printf "The body is larger than %d MiB." (int .Values.maxBodyMiB))) | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 503) }}
+    headers_to_add:
+      - header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
+        append_action: OVERWRITE_IF_EXISTS_OR_ADD
+    body_format_override: {{ include "router.errorBody" (list "overloaded_error" "No engine can take the request now (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 504) }}
+    body_format_override: {{ include "router.errorBody" (list "timeout_error" "The answer took too long (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+  - filter:
+      status_code_filter: {comparison: {op: GE, value: {default_value: 400, runtime_key: none}}}
+    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+{{- end -}}
+
+{{/* OpenAI's error: (list TYPE MESSAGE). */}}
+{{- define "router.errorBody" -}}
+content_type: application/json
+json_format: {error: {message: {{ last . | quote }}, type: {{ first . }}, param: null, code: "%RESPONSE_CODE%"}}
+{{- end -}}
+
+{{/* An access-log filter for a status, and for a request header where one is named. */}}
+{{- define "router.statusIs" -}}
+{{- $status := dict "status_code_filter" (dict "comparison" (dict "op" "EQ" "value" (dict "default_value" (first .) "runtime_key" "none"))) -}}
+{{- if eq (len .) 1 -}}
+{{ toJson $status }}
+{{- else -}}
+{{ dict "and_filter" (dict "filters" (list $status (dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true))))) | toJson }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,182 @@
+{{/*
+The clusters: for each model its fleet, and Amazon Bedrock where the model has a fallback.
+*/}}
+
+{{- define "router.clusters" -}}
+version_info: "1"
+resources:
+  {{- range $model := include "plane.models" $ | fromJson }}
+  - {{ include "router.fleetCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
+  {{- if $model.fallback }}
+  - {{ include "router.bedrockCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{- define "router.fleetCluster" -}}
+{{- $values := .root.Values -}}
+"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+name: fleet/{{ .model.name }}
+alt_stat_name: fleet/{{ .model.name }}
+metadata:
+  filter_metadata:
+    inference-plane: {backend: fleet, model_version: {{ .model.version | quote }}}
+connect_timeout: 1s
+lb_policy: LEAST_REQUEST
+cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
+# A pod that left the Service takes no more requests, though it still answers health checks while it drains.
+ignore_health_on_host_removal: true
+common_lb_config:
+  # Never send to the unhealthy because too few are healthy.
+  healthy_panic_threshold: {value: 0}
+  # By default Envoy holds news of health back for up to a second.
+  update_merge_window: 0s
+load_assignment:
+  cluster_name: fleet/{{ .model.name }}
+  policy:
+    # Any one healthy pod takes all requests before one spills over to the second priority.
+    overprovisioning_factor: 100000
+  endpoints:
+    - priority: 0
+      lb_endpoints:
+        - endpoint:
+            address:
+              socket_address: {address: {{ include "plane.engineHost" . }}, port_value: {{ include "plane.enginePort" . }}}
+    # An empty fleet answers here with 503, so that the request moves on or the client hears when to come back.
+    - priority: 1
+      lb_endpoints:
+        - endpoint:
+            address:
+              socket_address: {address: 127.0.0.1, port_value: {{ $values.noCapacity.port }}}
+            health_check_config: {disable_active_health_check: true}
+circuit_breakers:
+  thresholds:
+    - max_connections: {{ $values.limits.connections }}
+      max_pending_requests: {{ $values.limits.pendingRequests }}
+      max_requests: {{ $values.limits.requests }}
+      max_retries: {{ $values.limits.requests }}
+      track_remaining: true
+health_checks:
+  - timeout: {{ include "router.seconds" $values.health.timeout }}
+    interval: {{ include "router.seconds" $values.health.interval }}
+    no_traffic_interval: {{ include "router.seconds" $values.health.interval }}
+    unhealthy_threshold: {{ $values.health.unhealthyThreshold }}
+    healthy_threshold: 1
+    http_health_check: {path: /health}
+outlier_detection:
+  consecutive_5xx: {{ $values.health.consecutive5xx }}
+  # Counts failures to connect apart from an engine's own answers.
+  split_external_local_origin_errors: true
+  consecutive_local_origin_failure: {{ $values.health.consecutive5xx }}
+  enforcing_success_rate: 0
+  enforcing_local_origin_success_rate: 0
+  interval: 1s
+  base_ejection_time: {{ include "router.seconds" $values.health.ejectionTime }}
+  max_ejection_percent: {{ $values.health.maxEjectionPercent }}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    explicit_http_config: {http_protocol_options: {}}
+    outlier_detection:
+      # What the plane says itself, such as "no capacity", is no sickness of the endpoint that said it.
+      error_matcher:
+        http_response_headers_match:
+          headers:
+            - {name: ":status", string_match: {prefix: "5"}}
+            - {name: x-plane-reason, present_match: false}
+{{- end -}}
+
+{{/* Every address of a name is an endpoint of its own. */}}
+{{- define "router.dnsClusterType" -}}
+name: envoy.clusters.dns
+typed_config:
+  "@type": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster
+  dns_refresh_rate: {{ include "router.seconds" .Values.dns.refreshRate }}
+  dns_failure_refresh_rate: {base_interval: {{ include "router.seconds" .Values.dns.refreshRate }}, max_interval: {{ include "router.seconds" .Values.dns.refreshRate }}}
+  dns_lookup_family: V4_ONLY
+  all_addresses_in_single_endpoint: false
+{{- end -}}
+
+{{- define "router.bedrockHost" -}}
+{{ .Values.bedrock.host | default (printf "bedrock-runtime.%s.amazonaws.com" .Values.global.aws.region) }}
+{{- end -}}
+
+{{- define "router.bedrockCluster" -}}
+{{- $values := .root.Values -}}
+{{- $host := include "router.bedrockHost" .root -}}
+"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+name: bedrock/{{ .model.name }}
+alt_stat_name: bedrock/{{ .model.name }}
+metadata:
+  filter_metadata:
+    inference-plane: {backend: bedrock, model_version: {{ .model.fallback.model | quote }}}
+connect_timeout: 2s
+lb_policy: LEAST_REQUEST
+cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
+load_assignment:
+  cluster_name: bedrock/{{ .model.name }}
+  endpoints:
+    - lb_endpoints:
+        - endpoint:
+            address:
+              socket_address: {address: {{ $host }}, port_value: {{ $values.bedrock.port }}}
+circuit_breakers:
+  thresholds:
+    - max_connections: {{ $values.fallback.maxConcurrent }}
+      max_pending_requests: {{ $values.fallback.maxConcurrent }}
+      max_requests: {{ $values.fallback.maxConcurrent }}
+      max_retries: {{ $values.fallback.maxConcurrent }}
+      track_remaining: true
+{{- if $values.bedrock.tls }}
+transport_socket:
+  name: envoy.transport_sockets.tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: {{ $host }}
+    common_tls_context:
+      tls_params: {tls_minimum_protocol_version: TLSv1_2}
+      validation_context:
+        trusted_ca: {filename: /etc/ssl/certs/ca-certificates.crt}
+        match_typed_subject_alt_names:
+          - san_type: DNS
+            matcher: {exact: {{ $host }}}
+{{- end }}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    explicit_http_config: {http_protocol_options: {}}
+    # In this order: say what is asked of whom, rewrite the body to that and nothing more, sign the result.
+    http_filters:
+      - name: envoy.filters.http.header_mutation
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+          mutations:
+            request_mutations:
+              - append:
+                  header: {key: x-plane-target, value: {{ .model.fallback.model | quote }}}
+                  append_action: OVERWRITE_IF_EXISTS_OR_ADD
+              {{- with .model.fallback.parameters }}
+              - append:
+                  header: {key: x-plane-target-keys, value: {{ join "," . | quote }}}
+                  append_action: OVERWRITE_IF_EXISTS_OR_ADD
+              {{- end }}
+              - append:
+                  header: {key: x-plane-authority, value: {{ $host }}}
+                  append_action: OVERWRITE_IF_EXISTS_OR_ADD
+      - name: envoy.filters.http.lua
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+          default_source_code: {filename: bootstrap/bedrock.lua}
+      - name: envoy.filters.http.aws_request_signing
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.aws_request_signing.v3.AwsRequestSigning
+          service_name: bedrock
+          region: {{ $values.global.aws.region }}
+          # The pod's own role by EKS Pod Identity, never the node's.
+          credential_provider:
+            custom_credential_provider_chain: true
+            container_credential_provider: {}
+      - name: envoy.filters.http.upstream_codec
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec
+{{- end -}}

@@ -1,0 +1,222 @@
+{{/*
+The route configuration: what an auditor reads to see where a prompt can go. The Lua filter has put the one model of
+the request into x-plane-model; each model hangs in an exact-match map, not in a list.
+*/}}
+
+{{- define "router.routes" -}}
+version_info: "1"
+resources:
+  - "@type": type.googleapis.com/envoy.config.route.v3.RouteConfiguration
+    name: plane
+    max_direct_response_body_size_bytes: 1048576
+    {{- $models := include "plane.models" $ | fromJson }}
+    {{- $plugins := list }}
+    {{- range $models }}{{ if .fallback }}{{ $plugins = append $plugins . }}{{ end }}{{ end }}
+    {{- with $plugins }}
+    # A try in the fleet, one on another pod of it, then Amazon Bedrock. A group that is not here cannot be reached.
+    cluster_specifier_plugins:
+      {{- range . }}
+      - extension:
+          name: fleet-then-bedrock/{{ .name }}
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier
+            priority_groups:
+              - name: fleet
+                clusters: [{cluster_name: fleet/{{ .name }}, weight: 1}]
+              - name: fleet-again
+                clusters: [{cluster_name: fleet/{{ .name }}, weight: 1}]
+              - name: bedrock
+                clusters: [{cluster_name: bedrock/{{ .name }}, weight: 1}]
+      {{- end }}
+    {{- end }}
+    response_headers_to_add:
+      {{- /* A reply that the plane made itself has said so already. */}}
+      - header: {key: x-inference-backend, value: "%CLUSTER_METADATA(inference-plane:backend)%"}
+        append_action: ADD_IF_ABSENT
+      - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
+        append_action: ADD_IF_ABSENT
+      {{- /* Envoy takes it from the request, whose headers the leg to Amazon Bedrock removes. */}}
+      - header: {key: x-request-id, value: "%DYNAMIC_METADATA(inference-plane:request_id)%"}
+        append_action: ADD_IF_ABSENT
+    virtual_hosts:
+      - name: plane
+        domains: ["*"]
+        include_request_attempt_count: true
+        include_attempt_count_in_response: true
+        request_body_buffer_limit: {{ mul .Values.maxBodyMiB 1048576 }}
+        retry_policy: {{ include "router.retryPolicy" (dict "retries" 1) | nindent 10 }}
+        matcher:
+          matcher_tree:
+            input:
+              name: model
+              typed_config:
+                "@type": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput
+                header_name: x-plane-model
+            exact_match_map:
+              map:
+                {{- range $model := $models }}
+                {{- range $served := $model.servedNames }}
+                {{ $served | quote }}:
+                  action:
+                    name: {{ $served | quote }}
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.config.route.v3.RouteList
+                      routes: {{ include "router.modelRoutes" (dict "root" $ "model" $model "served" $served) | nindent 24 }}
+                {{- end }}
+                {{- end }}
+          on_no_match:
+            action:
+              name: no-model
+              typed_config:
+                "@type": type.googleapis.com/envoy.config.route.v3.RouteList
+                routes:
+                  - name: models
+                    match:
+                      path: /v1/models
+                      headers: [{name: ":method", string_match: {exact: GET}}]
+                    direct_response:
+                      status: 200
+                      body: {inline_string: {{ include "router.modelList" $models | quote }}}
+                    response_headers_to_add:
+                      - header: {key: content-type, value: application/json}
+                        append_action: OVERWRITE_IF_EXISTS_OR_ADD
+                  - name: refused
+                    match:
+                      prefix: /
+                      headers: [{name: x-plane-refused, present_match: true}]
+                    direct_response: {status: 400}
+                  - name: unknown-model
+                    match:
+                      prefix: /
+                      headers: [{name: x-plane-model, present_match: true}]
+                    direct_response: {status: 404}
+                  - name: unknown-path
+                    match: {prefix: /}
+                    direct_response: {status: 404}
+{{- end -}}
+
+{{/*
+The routes of one model under one of its names: (dict "root" $ "model" $model "served" $name). A request that asks for
+a tighter residency than the fallback's reach, by any value but one that is known to be wide enough, meets the first of
+them, which knows the fleet alone.
+*/}}
+{{- define "router.modelRoutes" -}}
+{{- $fallback := .model.fallback -}}
+- name: {{ .model.name }}/model
+  match:
+    path: /v1/models/{{ .served }}
+    headers: [{name: ":method", string_match: {exact: GET}}]
+  direct_response:
+    status: 200
+    body: {inline_string: {{ include "router.modelObject" . | quote }}}
+  response_headers_to_add:
+    - header: {key: content-type, value: application/json}
+      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+{{- $paths := dict "chat" "/v1/chat/completions" "completions" "/v1/completions" "embeddings" "/v1/embeddings" "responses" "/v1/responses" }}
+{{- if $fallback }}
+- name: {{ .model.name }}/chat/restricted
+  match:
+    path: /v1/chat/completions
+    headers:
+      - {name: ":method", string_match: {exact: POST}}
+      - {name: x-residency, present_match: true}
+    # The value as a whole. Envoy matches headers one by one, so one wide value of a repeated header would be enough; an
+    # empty one is not in the metadata.
+    dynamic_metadata:
+      - filter: inference-plane
+        path: [{key: residency}]
+        value: {string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}}
+        invert: true
+  route: {cluster: fleet/{{ .model.name }}, timeout: {{ include "router.seconds" .root.Values.requestTimeout }}}
+- name: {{ .model.name }}/chat/stream
+  match:
+    path: /v1/chat/completions
+    headers:
+      - {name: ":method", string_match: {exact: POST}}
+      - {name: x-plane-stream, present_match: true}
+  {{- with .model.firstTokenBudget }}
+  request_headers_to_add:
+    - header: {key: x-plane-first-token-budget, value: "{{ include "plane.milliseconds" . }};per-kib={{ $.model.firstTokenBudgetPerKiB }}"}
+      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+    - header: {key: x-plane-started-ms, value: "%START_TIME(%s%3f)%"}
+      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+  {{- end }}
+  route:
+    cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
+    retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true "perTry" .root.Values.hangGuard) | nindent 6 }}
+- name: {{ .model.name }}/chat
+  match:
+    path: /v1/chat/completions
+    headers: [{name: ":method", string_match: {exact: POST}}]
+  route:
+    cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
+    retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true) | nindent 6 }}
+{{- end }}
+{{- range $api := .model.api }}
+{{- if not (and $fallback (eq $api "chat")) }}
+- name: {{ $.model.name }}/{{ $api }}
+  match:
+    path: {{ get $paths $api }}
+    headers: [{name: ":method", string_match: {exact: POST}}]
+  route: {cluster: fleet/{{ $.model.name }}, timeout: {{ include "router.seconds" $.root.Values.requestTimeout }}}
+{{- end }}
+{{- end }}
+- name: {{ .model.name }}/not-served
+  match: {prefix: /}
+  direct_response: {status: 404}
+{{- end -}}
+
+{{/*
+A try elsewhere after an engine's 5xx, a refused or reset connection, or 429 (full, or the first token is late).
+(dict "retries" 1), with "refresh" each try moves on to the next group, "perTry" is the hang guard of one try.
+*/}}
+{{- define "router.retryPolicy" -}}
+retry_on: 5xx,reset,connect-failure,retriable-status-codes
+retriable_status_codes: [429]
+num_retries: {{ .retries }}
+retry_back_off: {base_interval: 0.001s, max_interval: 0.010s}
+retry_host_predicate:
+  - name: envoy.retry_host_predicates.previous_hosts
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+{{- /* The balancer picks at random: of two pods, 3 picks would be the sick one again in one case of 16. */}}
+host_selection_retry_max_attempts: 20
+{{- if .refresh }}
+refresh_cluster_on_retry: true
+{{- end }}
+{{- with .perTry }}
+per_try_timeout: {{ include "router.seconds" . }}
+{{- end }}
+{{- end -}}
+
+{{/* The values of x-residency that still let a prompt travel to a reach, as an anchored expression. */}}
+{{- define "router.residenciesThatReach" -}}
+{{- $reach := include "plane.residencyRank" . | int -}}
+{{- $wide := list -}}
+{{- range list "cluster" "region" "geography" "anywhere" -}}
+{{- if ge (include "plane.residencyRank" . | int) $reach }}{{ $wide = append $wide . }}{{ end -}}
+{{- end -}}
+^({{ join "|" $wide }})$
+{{- end -}}
+
+{{/* Envoy's JSON durations are decimal seconds. */}}
+{{- define "router.seconds" -}}
+{{ divf (include "plane.milliseconds" .) 1000 }}s
+{{- end -}}
+
+{{/* One model as OpenAI's API lists it: (dict "model" $model "served" $name). */}}
+{{- define "router.modelObject" -}}
+{{ dict "id" .served "object" "model" "created" 0 "owned_by" (.model.team | default "inference-plane") | toJson }}
+{{- end -}}
+
+{{- define "router.modelList" -}}
+{{- $data := list -}}
+{{- range $model := . -}}
+{{- range $served := $model.servedNames -}}
+{{- $data = append $data (include "router.modelObject" (dict "model" $model "served" $served) | fromJson) -}}
+{{- end -}}
+{{- end -}}
+{{ dict "object" "list" "data" $data | toJson }}
+{{- end -}}

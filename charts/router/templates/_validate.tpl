@@ -1,0 +1,86 @@
+{{/* What a schema cannot say about this chart's values. Every refusal says what, why, and what to set. */}}
+
+{{- define "router.validate" -}}
+{{- $refusals := list -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Clients" -}}
+{{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
+{{- end -}}
+{{- include "router.failOn" $refusals -}}
+{{- end -}}
+
+{{- define "router.failOn" -}}
+{{- with join "" . -}}
+{{- fail (printf "values of the router do not fit together:\n%s" (trimSuffix "\n" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A budget ends before the hang guard, the hang guard before the request, and the request before the ALB's patience. */}}
+{{- define "router.refuseTimes" -}}
+{{- $guard := include "plane.milliseconds" .Values.hangGuard | int -}}
+{{- $timeout := include "plane.milliseconds" .Values.requestTimeout | int -}}
+{{- if gt $timeout 4000000 -}}
+{{- include "plane.refusal" (list "requestTimeout"
+      (printf "%s is longer than 4000s" .Values.requestTimeout)
+      "A load balancer's idle timeout cannot be longer, so it would cut such an answer"
+      "at most 4000s") -}}
+{{- end -}}
+{{- if ge $guard $timeout -}}
+{{- include "plane.refusal" (list "hangGuard"
+      (printf "%s is not below requestTimeout %s" .Values.hangGuard .Values.requestTimeout)
+      "The fallback would never have its turn"
+      "a shorter hangGuard") -}}
+{{- end -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- with $model.firstTokenBudget -}}
+{{- if ge (include "plane.milliseconds" . | int) $guard -}}
+{{- include "plane.refusal" (list (printf "global.models.%s.firstTokenBudget" $name)
+      (printf "%s is not below the router's hangGuard %s" . $.Values.hangGuard)
+      "The hang guard would end the try first"
+      "a shorter budget, or a longer hangGuard") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "router.refusePorts" -}}
+{{- $ports := list .Values.listener.port .Values.status.port .Values.noCapacity.port -}}
+{{- if ne (len ($ports | uniq)) 3 -}}
+{{- include "plane.refusal" (list "listener.port, status.port, noCapacity.port"
+      (printf "%s are not three ports" ($ports | join ", "))
+      "Only one listener can open a port"
+      "three different ports") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "router.refuseBedrock" -}}
+{{- if and (not .Values.bedrock.tls) (not (regexMatch "^(localhost|127\\.[0-9.]+)$" .Values.bedrock.host)) -}}
+{{- include "plane.refusal" (list "bedrock.tls"
+      (printf "false with the host %s" (include "router.bedrockHost" .))
+      "Prompts would leave the pod in clear text"
+      "bedrock.tls: true; it may be off only for a stand-in on loopback") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "router.refuseClients" -}}
+{{- $network := .Values.global.network -}}
+{{- if and $network.policies (not $network.albSubnetCidrs) (not .Values.clientNamespaces) -}}
+{{- include "plane.refusal" (list "global.network.albSubnetCidrs"
+      "empty, while network.policies is true and clientNamespaces names nobody"
+      "No client could reach the router"
+      "the CIDRs of the load balancer's subnets, or clientNamespaces") -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+A ConfigMap holds 1 MiB, a request to etcd 1.5 MiB: beyond 900 KiB the API server could refuse what Helm rendered.
+Takes what the ConfigMap will hold.
+*/}}
+{{- define "router.refuseSize" -}}
+{{- $kib := div (len .) 1024 -}}
+{{- if gt $kib 900 -}}
+{{- include "plane.refusal" (list "global.models"
+      (printf "the router's files need %d KiB of the 900 that a ConfigMap holds for them" $kib)
+      "The API server would refuse the ConfigMap"
+      "fewer models in this environment, or split them over two planes") | list | include "router.failOn" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,162 @@
+{{/*
+What a schema cannot say of this chart's values: rules between fields. plane.validateCatalogue has those of the
+catalogue that concern every chart.
+*/}}
+
+{{/* Fails once with every refusal; renders nothing otherwise. */}}
+{{- define "vllm.validate" -}}
+{{- $refusals := list (include "vllm.refuseSelect" .) (include "vllm.refuseDrain" .) (include "vllm.refuseNobody" .) -}}
+{{- range $name, $model := include "vllm.models" . | fromJson -}}
+{{- $context := dict "root" $ "model" $model "path" (printf "global.models.%s" $name) -}}
+{{- range $rule := list "vllm.refuseZero" "vllm.refuseEngine" "vllm.refuseArgs" "vllm.refuseEnv" "vllm.refuseNeuron" -}}
+{{- $refusals = append $refusals (include $rule $context) -}}
+{{- end -}}
+{{- end -}}
+{{- include "plane.failOn" $refusals -}}
+{{- end -}}
+
+{{- define "vllm.refuseSelect" -}}
+{{- range $name := .Values.select.models -}}
+{{- if not (hasKey $.Values.global.models $name) -}}
+{{- include "plane.unknown" (list "select.models" $name "global.models" $.Values.global.models) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.select.team -}}
+{{- if not (kindIs "map" (get $.Values.global.teams .)) -}}
+{{- include "plane.unknown" (list "select.team" . "global.teams" $.Values.global.teams) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "vllm.refuseDrain" -}}
+{{- $drain := .Values.drain -}}
+{{- $need := include "vllm.drainSeconds" . | int -}}
+{{- $grace := include "vllm.graceSeconds" . | int -}}
+{{- if lt $grace $need -}}
+{{- $sum := list -}}
+{{- range list "endpointStalenessSeconds" "shutdownTimeoutSeconds" "bufferSeconds" -}}
+{{- $sum = append $sum (printf "%s %d" . (get $drain . | int)) -}}
+{{- end -}}
+{{- $sum = join " + " $sum -}}
+{{- include "plane.refusal" (list "drain.terminationGracePeriodSeconds"
+      (printf "%d is less than the drain of %d (%s)" $grace $need $sum)
+      "Kubernetes would kill the engine while it still answers"
+      (printf "%d or more, or null for the sum" $need)) -}}
+{{- end -}}
+{{- if lt (int $drain.endpointStalenessSeconds) 10 -}}
+{{- include "plane.refusal" (list "drain.endpointStalenessSeconds"
+      (printf "%d is less than 10" (int $drain.endpointStalenessSeconds))
+      (print "A pod's DNS record lives for 5 s (30 s under kubeadm and kind) and the router asks every 5 s, "
+             "so requests still come that long to an engine that refuses them")
+      "10 or more") -}}
+{{- end -}}
+{{- if lt (int $drain.bufferSeconds) 5 -}}
+{{- include "plane.refusal" (list "drain.bufferSeconds"
+      (printf "%d is less than 5" (int $drain.bufferSeconds))
+      "vLLM ends its workers after its last answer, and the sum alone would leave no time for it"
+      "5 or more") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Readers that the policies would keep out. */}}
+{{- define "vllm.refuseNobody" -}}
+{{- $network := .Values.global.network -}}
+{{- if $network.policies -}}
+{{- $scaled := list -}}
+{{- range $name, $model := include "vllm.models" . | fromJson -}}
+{{- if include "vllm.scales" $model -}}
+{{- $scaled = append $scaled $name -}}
+{{- end -}}
+{{- end -}}
+{{- if and $scaled (not $network.autoscalerNamespaces) -}}
+{{- include "plane.refusal" (list "global.network.autoscalerNamespaces"
+      (printf "empty, while %s scale by queue" (join ", " $scaled))
+      "KEDA reads the queue from the pods, and the NetworkPolicies deny what nobody names"
+      "the namespace of KEDA, or equal replicas.min and replicas.max") -}}
+{{- end -}}
+{{- if and .Values.podMonitor.enabled (not $network.scraperNamespaces) -}}
+{{- include "plane.refusal" (list "global.network.scraperNamespaces"
+      "empty, while podMonitor.enabled is true"
+      "Prometheus reads metrics from the pods, and the NetworkPolicies deny what nobody names"
+      "the namespace of Prometheus, or podMonitor.enabled: false") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "vllm.refuseZero" -}}
+{{- if eq (int .model.replicas.min) 0 -}}
+{{- include "plane.refusal" (list (printf "%s.replicas.min" .path)
+      "0 scales to zero"
+      "Scale to zero needs the router's demand metric, which this release does not serve yet"
+      "replicas.min to 1") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "vllm.refuseEngine" -}}
+{{- $oldest := include "plane.oldestEngine" . -}}
+{{- if semverCompare (printf "<%s" $oldest) (include "plane.engineVersion" .) -}}
+{{- include "plane.refusal" (list (printf "global.images.%s.version" .model.image)
+      (printf "%s is older than %s" (include "plane.engineVersion" .) $oldest)
+      (printf "It runs %s, and older engines lack flags that the plane relies on" .model.name)
+      (printf "an image of vLLM %s or newer" $oldest)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "vllm.refuseArgs" -}}
+{{- $context := . -}}
+{{- range $flag, $value := .model.args -}}
+{{- with include "plane.ownedFlag" $flag -}}
+{{- include "plane.refusal" (list (printf "%s.args.%s" $context.path $flag)
+      "not for an entry to set"
+      (printf "The flag is the chart's: %s" .)
+      "the entry's own field where there is one, and take the flag out") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "vllm.refuseEnv" -}}
+{{- $context := . -}}
+{{- range $variable, $value := .model.env -}}
+{{- with include "plane.ownedVariable" (dict "root" $context.root "model" $context.model "variable" $variable) -}}
+{{- include "plane.refusal" (list (printf "%s.env.%s" $context.path $variable)
+      "not for an entry to set"
+      (printf "The variable is the chart's: %s" .)
+      "another variable, or take this one out") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Neuron runs what was compiled, for exactly the lengths and cores it was compiled for. */}}
+{{- define "vllm.refuseNeuron" -}}
+{{- $context := . -}}
+{{- $model := .model -}}
+{{- if include "plane.onNeuron" $model -}}
+{{- if not $model.compiled -}}
+{{- include "plane.refusal" (list (printf "%s.compiled" .path)
+      (printf "absent, while %s is Neuron" $model.accelerator)
+      "Without a compiled artifact each replica compiles for minutes to hours at its start"
+      "compiled.source and the tensorParallelSize, maxModelLen and maxNumSeqs it was compiled for") -}}
+{{- end -}}
+{{- if not (include "vllm.fromS3" $model) -}}
+{{- include "plane.refusal" (list (printf "%s.source" .path)
+      (printf "%s is not in S3" $model.source)
+      "On Neuron an init container copies the weights from S3"
+      "an s3:// prefix") -}}
+{{- end -}}
+{{- range $field := list "tensorParallelSize" "maxModelLen" "maxNumSeqs" -}}
+{{- $is := get $model $field | int -}}
+{{- $was := dig $field $is ($model.compiled | default dict) | int -}}
+{{- if ne $is $was -}}
+{{- include "plane.refusal" (list (printf "%s.%s" $context.path $field)
+      (printf "%d, but the artifact was compiled for %d" $is $was)
+      "Neuron runs only the shapes that were compiled, and would compile again at each start"
+      (printf "%s: %d, or an artifact compiled for %d" $field $was $is)) -}}
+{{- end -}}
+{{- end -}}
+{{- else if $model.compiled -}}
+{{- include "plane.refusal" (list (printf "%s.compiled" .path)
+      (printf "given, while %s is not Neuron" $model.accelerator)
+      "Only Neuron loads compiled artifacts"
+      "a Neuron accelerator, or take compiled out") -}}
+{{- end -}}
+{{- end -}}

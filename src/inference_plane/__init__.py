@@ -1,0 +1,1 @@
+"""Tools of the inference plane: everything behind `scripts/`, and the processes that run in pods."""

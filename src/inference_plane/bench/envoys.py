@@ -1,0 +1,141 @@
+"""The Envoys that are compared: the least that can forward a request, and the router as its chart renders it."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference_plane import helm
+from inference_plane.onehost.processes import Process, Processes, free_port
+from inference_plane.onehost.router import Router
+
+from .costs import Change, changed
+
+_TYPES = "type.googleapis.com/envoy.extensions."
+NAMESPACE = "inference"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A running Envoy with one worker thread. `models` are the names to ask for, `log` grows with each request."""
+
+    name: str
+    port: int
+    models: tuple[str, ...]
+    process: Process
+    log: Path
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its threads so far: the worker, DNS and health checks, and the writer of the audit log."""
+        return cpu_seconds(self.process.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, in seconds, by the scheduler's own clock where the kernel has it."""
+    try:
+        threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+        nanoseconds = [int(file.read_text().split()[0]) for file in threads]
+    except FileNotFoundError:  # a thread ended meanwhile
+        nanoseconds = []
+    if any(nanoseconds):
+        return sum(nanoseconds) / 1e9
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def catalogue(count: int) -> dict[str, Any]:
+    """Values for the chart `router` with `count` models; every second one has a fallback and a first-token budget."""
+    models: dict[str, Any] = {}
+    for number in range(count):
+        models[f"model-{number:03}"] = {
+            "source": f"s3://models/model-{number:03}/v1/", "weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384,
+        }
+        if number % 2:
+            models[f"model-{number:03}"] |= {
+                "residency": "region", "firstTokenBudget": "2s",
+                "fallback": {"model": "openai.gpt-oss-120b-1:0", "retention": "none"},
+            }
+    return {"global": {
+        "aws": {"region": "eu-central-1"},
+        "residency": {"geography": "eu"},
+        "network": {name: ["10.0.0.0/20"] for name in ("albSubnetCidrs", "s3Cidrs", "bedrockCidrs")},
+        "models": models,
+    }}
+
+
+def start_bare(processes: Processes, folder: Path, upstream: tuple[str, int], body_limit: int) -> Subject:
+    """Envoy with a listener, a route and a cluster; bodies of `body_limit` bytes may be buffered, as in the router."""
+    port, admin = free_port(), free_port()
+    host, upstream_port = upstream
+    config = {
+        "admin": {"address": _address("127.0.0.1", admin)},
+        "static_resources": {
+            "listeners": [{
+                "name": "bare", "address": _address("127.0.0.1", port), "per_connection_buffer_limit_bytes": body_limit,
+                "filter_chains": [{"filters": [_typed(
+                    "envoy.filters.network.http_connection_manager",
+                    "filters.network.http_connection_manager.v3.HttpConnectionManager",
+                    stat_prefix="bare",
+                    http_filters=[_typed("envoy.filters.http.router", "filters.http.router.v3.Router")],
+                    route_config={"virtual_hosts": [{
+                        "name": "bare", "domains": ["*"],
+                        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "engine", "timeout": "0s"}}],
+                    }]},
+                )]}],
+            }],
+            "clusters": [{
+                "name": "engine", "type": "STATIC", "connect_timeout": "1s",
+                "load_assignment": {"cluster_name": "engine", "endpoints": [
+                    {"lb_endpoints": [{"endpoint": {"address": _address(host, upstream_port)}}]}]},
+            }],
+        },
+    }
+    folder.mkdir(parents=True)
+    (folder / "envoy.json").write_text(json.dumps(config))
+    log = folder / "envoy.log"
+    process = processes.start(
+        "bare-envoy",
+        [_envoy(), "-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
+        log_path=log, cwd=folder, ready=f"http://127.0.0.1:{admin}/ready")
+    return Subject("bare Envoy", port, ("model-000",), process, log)
+
+
+def start_router(
+    processes: Processes, folder: Path, name: str, values: Mapping[str, Any], local: Mapping[str, Any],
+    environment: Mapping[str, str], change: Change | None = None,
+) -> Subject:
+    """The router with a catalogue and the overlay `local` that puts it on loopback.
+
+    `change` is made to its files. Raises TimeoutError where its fleets stay unhealthy.
+    """
+    render = helm.template("router", values={**values, **local}, namespace=NAMESPACE)
+    if change is not None:
+        render = changed(render, change)
+    router = Router(processes, render, folder, environment)
+    models = tuple(values["global"]["models"])
+    # Each fleet has the engine and the chart's own endpoint for an empty fleet.
+    wanted = {f"cluster.fleet/{model}.membership_healthy": 2 for model in models}
+    deadline = time.monotonic() + 30
+    while (seen := router.stats(wanted)) != wanted:
+        if time.monotonic() > deadline:
+            bad = sorted(gauge for gauge in wanted if seen[gauge] != wanted[gauge])
+            raise TimeoutError(f"{name}: no healthy engine after 30 s: {', '.join(bad[:5])} of {len(wanted)} fleets")
+        time.sleep(0.1)
+    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, router.audit_path)
+
+
+def _envoy() -> str:
+    return shutil.which("envoy") or "envoy"
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _typed(name: str, kind: str, **config: Any) -> dict[str, Any]:
+    return {"name": name, "typed_config": {"@type": _TYPES + kind, **config}}

@@ -1,0 +1,86 @@
+"""An engine that costs next to nothing: `python -m inference_plane.bench.upstream HOST PORT`.
+
+Every GET (health checks) and every POST is answered with bytes built beforehand; a POST whose body asks for a stream
+gets one event a tick. One tick serves all streams, as one step of an engine's batch does.
+"""
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from . import messages
+
+TICK = 0.004  # seconds between two events of a stream
+
+_REPLY = messages.reply()
+_STREAM_HEAD = messages.stream_head()
+_CHUNKS = messages.stream_chunks()
+_HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+# Enough for any stream: OpenAI's clients put the flag into the last bytes of a body, a benchmark's does for certain.
+_TAIL = 256
+
+
+class Engine(asyncio.BufferedProtocol):
+    """One connection, one request at a time; a body is counted and forgotten, but for its end."""
+
+    streams: dict[Engine, int] = {}
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(256 * 1024)
+        self._head = b""
+        self._tail = b""
+        self._missing = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        if self._missing:
+            self._missing -= count
+            self._tail = (self._tail + self._buffer[max(0, count - _TAIL):count])[-_TAIL:]
+        else:
+            self._head += self._buffer[:count]
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            if self._head.startswith(b"GET"):
+                self._head = b""
+                self.transport.write(_HEALTHY)
+                return
+            start = self._head.find(b"content-length: ") + 16
+            length = int(self._head[start:self._head.index(b"\r", start)])
+            self._missing = length - (len(self._head) - end - 4)
+            self._tail, self._head = bytes(self._head[-_TAIL:]), b""
+        if self._missing == 0:
+            if b'"stream":true' in self._tail:
+                self.transport.write(_STREAM_HEAD)
+                Engine.streams[self] = 0
+            else:
+                self.transport.write(_REPLY)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        Engine.streams.pop(self, None)
+
+
+async def serve(host: str, port: int) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.create_server(Engine, host, port, backlog=4096)
+    due = loop.time()
+    while True:
+        due = max(due + TICK, loop.time())
+        await asyncio.sleep(due - loop.time())
+        for engine, number in list(Engine.streams.items()):
+            engine.transport.write(_CHUNKS[number])
+            if number + 1 < len(_CHUNKS):
+                Engine.streams[engine] = number + 1
+            else:
+                del Engine.streams[engine]
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2])))

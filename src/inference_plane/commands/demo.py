@@ -1,0 +1,182 @@
+"""Shows the plane on this machine: a real model behind the rendered router, from a plain request to an empty fleet."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+from inference_plane import helm
+from inference_plane.demo import client, report
+from inference_plane.demo.plane import CHART, ENVIRONMENT, Missing, Plane, environment
+from inference_plane.demo.scenes import OPEN, ROUTER, SECRET, STAND_IN, Conditions, Scene, scenes
+
+EPILOG = """\
+examples:
+  scripts/demo                      the scenes, then a table of what happened
+  scripts/demo --serve              the same, then leave the plane up for your own requests
+  scripts/demo --json | jq .ok      for machines
+
+Exits 1 when a row of the table is not as expected, 2 when the plane does not come up. Whatever ends it, it leaves no
+process behind.
+"""
+
+REAL = {
+    "router": f"Envoy, on exactly what Helm renders of charts/{CHART} with values/{ENVIRONMENT.name} and a loopback "
+    "overlay (ports, the DNS server, Bedrock's address)",
+    "model": "SmolLM2-135M-Instruct in llama.cpp: every token and every token count",
+    "engine middleware": "the file of the rendered ConfigMap; engines start with the numbers of the rendered Deployments",
+    "signature": "SigV4 by Envoy, recomputed by botocore for every call",
+}
+STANDS_IN = {
+    "vLLM": "its HTTP surface, one process a pod; the pods of the fleet share one llama.cpp process",
+    "Kubernetes": "a DNS server that answers as headless Services do; a pod is an address in 127.18.0.0/16",
+    "Amazon Bedrock": "a server on loopback that checks signature, model id and body; the same model answers",
+    "EKS Pod Identity": "a credential endpoint on loopback with documentation keys",
+    "slowness": "where a scene says `slowed`, the engine waits before its tokens",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--serve", action="store_true", help="leave the plane up afterwards, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="the table as JSON on stdout; progress goes to stderr")
+    parser.add_argument("--keep-logs", metavar="DIR", type=pathlib.Path, help="keep logs and rendered files there")
+    arguments = parser.parse_args(argv)
+    console = _console(arguments.json)
+    try:
+        with _folder(arguments.keep_logs) as folder:
+            return _run(folder, console, as_json=arguments.json, serve=arguments.serve)
+    except KeyboardInterrupt:
+        console.print("interrupted: everything is ended")
+        return 130
+    except (Missing, helm.HelmError, OSError, RuntimeError, LookupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, serve: bool) -> int:
+    console.print(_facts(), "", sep="\n")
+    with Plane(folder, lambda what: _step(console, what)) as plane:
+        values = environment()
+        region = values["global"]["aws"]["region"]
+        addresses = {ROUTER: plane.url, STAND_IN: plane.bedrock_url}
+        rows, answers = [], []
+        assistant = values["global"]["models"]["assistant"]
+        script = scenes(budget=_seconds(assistant["firstTokenBudget"]), fallback=assistant["fallback"]["model"])
+        for scene in script:
+            plane.establish(scene.conditions)
+            console.print(f"{len(rows) + 1:2}. {scene.title} ({scene.sent}) ...", end=" ", markup=False, soft_wrap=True)
+            found = client.send(scene.calls, addresses, region)
+            rows.append(report.row(scene, found))
+            answers += [answer for answer, call in zip(found, scene.calls, strict=True) if call.to == ROUTER]
+            _tell(console, rows[-1], found)
+        lines = _audit(plane, len(answers))
+        rows.append(report.audited(answers, lines))
+        rows.append(report.leaks(_secrets(script), plane.bedrock.seen(SECRET), plane.bedrock.seen(OPEN)))
+        console.print("\n", report.audit_table(lines), "\n", report.table(rows), "", sep="\n")
+        if as_json:
+            facts = {"real": REAL, "stands_in": STANDS_IN}
+            print(json.dumps(report.document(rows, lines, facts), indent=2), flush=True)
+        failed = [row for row in rows if not row.ok]
+        for row in failed:
+            print(f"not as expected: {row.scene}: {'; '.join(row.problems)}", file=sys.stderr)
+        if not failed:
+            console.print(f"all {len(rows)} rows are as expected")
+        if serve:
+            plane.establish(Conditions())
+            _serve(plane, console)
+        return 1 if failed else 0
+
+
+def _console(as_json: bool) -> rich.console.Console:
+    console = rich.console.Console(stderr=as_json, highlight=False)
+    # Into a pipe or file nothing is cut: only a terminal has a width.
+    return console if console.is_terminal else rich.console.Console(stderr=as_json, highlight=False, width=140)
+
+
+@contextlib.contextmanager
+def _folder(keep: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="inference-plane-") as folder:
+            yield pathlib.Path(folder)
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+
+
+def _facts() -> rich.table.Table:
+    made = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, title="what you see", title_justify="left", show_edge=False, show_header=False
+    )
+    for kind, facts in (("real", REAL), ("stands in", STANDS_IN)):
+        for name, what in facts.items():
+            made.add_row(f"{kind}: {name}", what)
+    return made
+
+
+@contextlib.contextmanager
+def _step(console: rich.console.Console, what: str) -> Iterator[None]:
+    started = time.monotonic()
+    console.print(f"{what} ...", end=" ")
+    try:
+        yield
+    except BaseException:
+        console.print()
+        raise
+    console.print(f"{time.monotonic() - started:.1f} s")
+
+
+def _tell(console: rich.console.Console, row: report.Row, answers: list[client.Answer]) -> None:
+    mark = "[green]as expected[/]" if row.ok else "[bold red]NOT AS EXPECTED[/]"
+    who, status = report.counts(row.answered_by), report.counts(row.status)
+    console.print(f"{status} by {who} in {row.total_ms} ms,", mark, soft_wrap=True)
+    if len(answers) == 1:
+        console.print("    " + report.short(answers[0].text, 90), markup=False, style="dim", soft_wrap=True)
+
+
+def _audit(plane: Plane, wanted: int) -> list[dict[str, Any]]:
+    """The audit lines, once there is one for each request; after ten seconds whatever there is."""
+    deadline = time.monotonic() + 10
+    while len(lines := plane.router.audit()) < wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return lines
+
+
+def _secrets(script: list[Scene]) -> int:
+    return sum(SECRET.encode() in (call.body or b"") for scene in script for call in scene.calls)
+
+
+def _seconds(duration: str) -> float:
+    number = duration.rstrip("mshour")
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[duration.removeprefix(number)]
+
+
+def _serve(plane: Plane, console: rich.console.Console) -> None:
+    messages = [{"role": "user", "content": "Say hello."}]
+    body = json.dumps({"model": "assistant", "messages": messages, "max_tokens": 64, "stream": True})
+    console.print("\nthe plane is up; Ctrl-C ends it. Try, in another terminal:")
+    line = f"curl -N {plane.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    console.print(f"  {line}", markup=False, soft_wrap=True)
+    try:
+        while True:
+            plane.processes.check()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("\nending")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

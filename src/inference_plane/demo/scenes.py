@@ -1,0 +1,208 @@
+"""What the demonstration shows: each scene as data, with what must come back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+CHAT = "/v1/chat/completions"
+BEDROCK_CHAT = "/openai/v1/chat/completions"
+#: In every prompt that must not leave the cluster, and in every prompt that may: a leak is counted by content.
+SECRET, OPEN = "marker-stays-7Q2", "marker-may-leave-4X9"
+
+#: Who answers. `none` is the router where no engine is left, `router` the router without asking further.
+FLEET, BEDROCK, NONE, ROUTER, STAND_IN = "fleet", "bedrock", "none", "router", "stand-in"
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How the plane is while a scene plays. Delays are in seconds and simulated; `fleet` False: no engine is ready."""
+
+    fleet_first_token: float = 0.0
+    fleet_token: float = 0.0
+    bedrock_first_token: float = 0.0
+    fleet: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One HTTP request. `to` is `router`, or `stand-in` for the one of Amazon Bedrock.
+
+    `signature` of a call to the stand-in: `none`, `forged` (with another secret key) or `valid`.
+    """
+
+    body: bytes | None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    method: str = "POST"
+    path: str = CHAT
+    to: str = ROUTER
+    signature: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expect:
+    """What must hold for every answer of a scene. Times are in seconds; None is not looked at.
+
+    `answered_by` is who answers: each of them at least once and nobody else.
+    """
+
+    answered_by: frozenset[str] = frozenset({FLEET})
+    status: int = 200
+    attempts: int | None = None
+    tokens: int | None = None
+    first_token_at_least: float | None = None
+    first_token_at_most: float | None = None
+    total_at_least: float | None = None
+    retry_after: bool = False
+    says: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A title, what is sent in few words, the requests (all at once), what must come back, how the plane is."""
+
+    title: str
+    sent: str
+    calls: tuple[Call, ...]
+    expect: Expect
+    conditions: Conditions = Conditions()
+
+
+def chat(model: str, words: str, *, secret: bool = False, headers: Mapping[str, str] | None = None, **more: Any) -> Call:
+    """A chat completion; `more` are further keys of the body. `secret` marks a prompt that must stay."""
+    content = f"{words} ({SECRET if secret else OPEN})"
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 24, **more}
+    return Call(json.dumps(body).encode(), headers or {})
+
+
+def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
+    """The scenes in order.
+
+    Args:
+        budget: the first-token budget of `assistant` in seconds, without what the size of a body adds to it.
+        fallback: the Bedrock id of `assistant`.
+        together: how many requests saturate the fleet.
+    """
+    slow = Conditions(fleet_first_token=budget + 1.5)
+    slow_both = dataclasses.replace(slow, bedrock_first_token=budget + 0.5)
+    long_tokens = 32
+    slow_tokens = Conditions(fleet_token=1.5 * budget / long_tokens)
+    empty = Conditions(fleet=False)
+    hello = "Say hello in one short sentence."
+    fleet, bedrock, stand_in = frozenset({FLEET}), frozenset({BEDROCK}), frozenset({STAND_IN})
+    refused = Expect(frozenset({ROUTER}), 400, says="invalid_request_error")
+
+    def direct(model: str, signature: str) -> tuple[Call]:
+        call = chat(model, hello, max_tokens=4)
+        return (dataclasses.replace(call, path=BEDROCK_CHAT, to=STAND_IN, signature=signature),)
+
+    return [
+        Scene("a completion", "assistant", (chat("assistant", hello),), Expect(fleet, attempts=1)),
+        Scene(
+            "a stream",
+            "assistant, stream",
+            (chat("assistant", hello, stream=True),),
+            Expect(fleet, attempts=1, first_token_at_most=budget),
+        ),
+        Scene(
+            "a model that never leaves",
+            "records, stream",
+            (chat("records", "Summarize: the claim of 3 May was paid.", secret=True, stream=True),),
+            Expect(fleet, attempts=1),
+        ),
+        Scene(
+            "the catalogue",
+            "GET /v1/models",
+            (Call(None, method="GET", path="/v1/models"),),
+            Expect(frozenset({ROUTER}), says='"id":"assistant"'),
+        ),
+        Scene(
+            "a long answer in one piece: never cut",
+            f"assistant, {long_tokens} tokens, fleet slowed",
+            (chat("assistant", "Tell me about rivers.", max_tokens=long_tokens, ignore_eos=True),),
+            Expect(fleet, attempts=1, tokens=long_tokens, total_at_least=budget),
+            slow_tokens,
+        ),
+        Scene(
+            "first token late: Bedrock answers",
+            f"assistant, stream, fleet slowed {slow.fleet_first_token:g} s",
+            (chat("assistant", hello, stream=True),),
+            Expect(bedrock, attempts=3, first_token_at_least=budget),
+            slow,
+        ),
+        Scene(
+            "Bedrock late too: never cut",
+            f"the same, Bedrock slowed {slow_both.bedrock_first_token:g} s",
+            (chat("assistant", hello, stream=True),),
+            Expect(bedrock, attempts=3, first_token_at_least=budget + slow_both.bedrock_first_token),
+            slow_both,
+        ),
+        Scene(
+            "first token late, must stay: waits",
+            "stream, slowed, x-residency: cluster",
+            (chat("assistant", hello, secret=True, headers={"x-residency": "cluster"}, stream=True),),
+            Expect(fleet, attempts=1, first_token_at_least=slow.fleet_first_token),
+            slow,
+        ),
+        Scene(
+            "saturation: all are answered",
+            f"assistant, {together} at once, half streams",
+            tuple(chat("assistant", "Is it day?", stream=n % 2 == 0, max_tokens=3) for n in range(together)),
+            Expect(frozenset({FLEET, BEDROCK})),
+        ),
+        Scene(
+            "no engine left: Bedrock answers",
+            "assistant",
+            (chat("assistant", hello),),
+            Expect(bedrock, attempts=3),
+            empty,
+        ),
+        Scene(
+            "no engine left, must stay: 503",
+            "records",
+            (chat("records", "Summarize: the claim of 4 May was denied.", secret=True),),
+            Expect(frozenset({NONE}), 503, retry_after=True, says="overloaded_error"),
+            empty,
+        ),
+        Scene("the fleet is back", "assistant", (chat("assistant", hello),), Expect(fleet, attempts=1)),
+        Scene(
+            "an unknown model",
+            "no-such-model",
+            (chat("no-such-model", hello),),
+            Expect(frozenset({ROUTER}), 404, says="not_found_error"),
+        ),
+        Scene("a body that is not JSON", "model=assistant", (Call(b"model=assistant"),), refused),
+        Scene("a body without a model", '{"messages": []}', (Call(b'{"messages": []}'),), refused),
+        Scene(
+            "a body with two models",
+            '{"model": ..., "model": ...}',
+            (Call(b'{"model": "records", "model": "assistant", "messages": []}'),),
+            refused,
+        ),
+        Scene(
+            "stand-in of Bedrock: no signature",
+            f"{fallback}, no router",
+            direct(fallback, "none"),
+            Expect(stand_in, 403, says="Missing Authentication Token"),
+        ),
+        Scene(
+            "stand-in of Bedrock: forged signature",
+            "the same, with another key",
+            direct(fallback, "forged"),
+            Expect(stand_in, 403, says="signature we calculated does not match"),
+        ),
+        Scene(
+            "stand-in of Bedrock: unknown model",
+            "anthropic.claude-v2, signed",
+            direct("anthropic.claude-v2", "valid"),
+            Expect(stand_in, 404, says="model identifier is invalid"),
+        ),
+        Scene(
+            "stand-in of Bedrock: all in order",
+            f"{fallback}, signed",
+            direct(fallback, "valid"),
+            Expect(stand_in),
+        ),
+    ]

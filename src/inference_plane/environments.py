@@ -1,0 +1,46 @@
+"""The environments under values/ and the example values under each chart's ci/: every install that must render."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import yaml
+
+from inference_plane import checkout
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to install a chart: `name` is for people, `chart` is under charts/, `values` is what Helm gets."""
+
+    name: str
+    chart: str
+    values: dict[str, Any]
+
+
+def environments() -> list[pathlib.Path]:
+    """Every environment's file."""
+    return sorted(checkout.VALUES.glob("*.yaml"))
+
+
+def chart_values(environment: dict[str, Any], chart: str) -> dict[str, Any]:
+    """The part of an environment that a chart takes when it is installed alone: `global` and its own section."""
+    if chart == "inference-plane":
+        return environment
+    own = {key: value for key, value in (environment.get(chart) or {}).items() if key != "enabled"}
+    return {"global": environment.get("global") or {}, **own}
+
+
+def cases() -> list[Case]:
+    """Every environment by the umbrella and by each chart alone, and every ci/ file."""
+    found = [
+        Case(f"{path.stem}/{chart}", chart, chart_values(yaml.safe_load(path.read_text()), chart))
+        for path in environments()
+        for chart in checkout.INSTALLABLE
+    ]
+    found += [
+        Case(f"{chart}/ci/{path.stem.removesuffix('-values')}", chart, yaml.safe_load(path.read_text()))
+        for chart in checkout.INSTALLABLE
+        for path in sorted((checkout.CHARTS / chart / "ci").glob("*-values.yaml"))
+    ]
+    return found

@@ -1,0 +1,128 @@
+"""A test bed: the rendered router between replayed engines and the Bedrock stand-in, all on loopback.
+
+The catalogue is an ordinary values file. Every model gets as many engines as its `replicas.min`; an engine is a pod of
+the model's headless Service, at an address of its own and on the port that the chart says.
+"""
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS, ROOT
+
+from .bedrock import Bedrock, BedrockBehaviour, CredentialEndpoint
+from .dns import DnsServer
+from .processes import Processes, free_addresses, free_port
+from .replay import ReplayEngine
+from .router import Router, local_values
+from .serving import App, ServerThread, load_middleware
+
+MIDDLEWARE = CHARTS / "vllm" / "files" / "plane_middleware.py"
+CAPTURES = ROOT / "tests" / "data" / "vllm-0.32"
+ENGINE_PORT = 8000
+
+
+class Bed(contextlib.ExitStack):
+    """A context manager that starts everything and ends everything.
+
+    `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
+    is an ASGI application that serves a model in place of a replayed engine. While it runs, `engines[model]` are the
+    pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
+    """
+
+    def __init__(
+        self, folder: Path, *, files: Sequence[str | Path] = (), values: Mapping[str, Any] | None = None,
+        namespace: str = "inference", apps: Mapping[str, App] | None = None, **engine: Any,
+    ) -> None:
+        super().__init__()
+        self.folder, self.files, self.namespace = folder, list(files), namespace
+        self.values = dict(values or {})
+        self.apps = dict(apps or {})
+        self.engine = {"max_num_seqs": 64, "max_num_queued_reqs": 0, **engine}
+        self.engines: dict[str, list[ReplayEngine | ServerThread]] = {}
+
+    def __enter__(self) -> Bed:
+        super().__enter__()
+        with contextlib.ExitStack() as started:
+            self._start(started)
+            self.push(started.pop_all())
+        return self
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        self.dns = stack.enter_context(DnsServer())
+        self.processes = stack.enter_context(Processes())
+        self.bedrock = Bedrock(models=frozenset(fallback_models(self.values)), region=self.values["global"]["aws"]["region"])
+        bedrock = stack.enter_context(ServerThread(self.bedrock))
+        credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
+        self.local = local_values(
+            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=self.dns.port,
+            bedrock_port=bedrock.port)
+        for name, entry in self.values["global"]["models"].items():
+            count = (entry.get("replicas") or {}).get("min", 1)
+            self.engines[name] = [
+                stack.enter_context(self._engine(name, address))
+                for address in free_addresses(count, ENGINE_PORT)
+            ]
+            self.scale(name, count)
+        self.render = self.rendered(self.values)
+        self.router = Router(self.processes, self.render, self.folder, credentials.env)
+        self.url = self.router.url
+        self.wait_for_engines()
+
+    def reset(self) -> None:
+        """Every engine and Amazon Bedrock behave well and have forgotten their requests; all pods are listed, healthy.
+
+        Engines that a test stopped it must have started again. Raises TimeoutError as `wait_for_engines`.
+        """
+        for name, engines in self.engines.items():
+            for engine in engines:
+                if isinstance(engine, ReplayEngine):
+                    engine.reset()
+            self.scale(name, len(engines))
+        self.bedrock.calls.clear()
+        self.bedrock.behaviour.update(vars(BedrockBehaviour()))
+        self.wait_for_engines()
+
+    def wait_for_engines(self, wanted: Mapping[str, int] | None = None, timeout: float = 20.0) -> None:
+        """Returns once Envoy finds so many engines of each model healthy, beside its own no-capacity endpoint.
+
+        None is every engine of every model. Raises TimeoutError after `timeout` seconds; the message has what Envoy
+        sees.
+        """
+        if wanted is None:
+            wanted = {name: len(engines) for name, engines in self.engines.items()}
+        gauges = {f"cluster.fleet/{name}.membership_healthy": count + 1 for name, count in wanted.items()}
+        deadline = time.monotonic() + timeout
+        while (seen := self.router.stats(gauges)) != gauges:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Envoy finds {seen} endpoints healthy after {timeout:g} s, wanted {gauges}")
+            time.sleep(0.05)
+
+    def rendered(self, values: Mapping[str, Any]) -> helm.Render:
+        """The router's chart with these values, on this bed."""
+        own = {
+            key: {**values.get(key, {}), **value} if isinstance(value, dict) else value
+            for key, value in self.local.items()
+        }
+        return helm.template("router", files=self.files, values={**values, **own}, namespace=self.namespace)
+
+    def scale(self, model: str, replicas: int) -> None:
+        """DNS lists the first so many of a model's engines as ready."""
+        addresses = [engine.host for engine in self.engines[model][:replicas]]
+        self.dns.set(f"{model}.{self.namespace}.svc.cluster.local", addresses)
+
+    def _engine(self, model: str, address: str) -> ReplayEngine | ServerThread:
+        if model in self.apps:
+            return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT)
+        return ReplayEngine(
+            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine)
+
+
+def fallback_models(values: Mapping[str, Any]) -> set[str]:
+    """The Bedrock ids that a catalogue names: what the account's role may invoke."""
+    models = values["global"]["models"].values()
+    return {entry["fallback"]["model"] for entry in models if entry.get("fallback")}

@@ -1,0 +1,107 @@
+"""The router on one machine: Envoy on exactly the files that Helm rendered.
+
+The files name production addresses, headless Services and all; only what the overlay of `local_values` says differs
+from a pod: where it listens, which DNS server answers the names, and that Amazon Bedrock is a stand-in on loopback.
+"""
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inference_plane.helm import Render
+
+from .processes import Process, Processes
+
+#: The folder under the container's working directory where each ConfigMap of the chart is mounted.
+MOUNTS = {"router-bootstrap": "bootstrap", "router-xds": "xds"}
+
+
+def local_values(*, port: int, status_port: int, no_capacity_port: int, dns_port: int, bedrock_port: int) -> dict[str, Any]:
+    """What the chart `router` is told beyond an environment's values, so that it runs on loopback."""
+    return {
+        "listener": {"address": "127.0.0.1", "port": port},
+        "status": {"address": "127.0.0.1", "port": status_port},
+        "noCapacity": {"port": no_capacity_port},
+        "dns": {"resolvers": [f"127.0.0.1:{dns_port}"]},
+        "bedrock": {"host": "127.0.0.1", "port": bedrock_port, "tls": False},
+        "concurrency": 1,
+    }
+
+
+def write_files(render: Render, folder: Path) -> None:
+    """Puts the rendered ConfigMaps where a pod would have them mounted under `folder`.
+
+    Files are moved into place, as a ConfigMap's mount does it: Envoy watches moves, not writes.
+    """
+    for name, mount in MOUNTS.items():
+        target = folder / mount
+        target.mkdir(parents=True, exist_ok=True)
+        for file, text in render.find("ConfigMap", name)["data"].items():
+            (target / f".{file}").write_text(text)
+            (target / f".{file}").rename(target / file)
+    (folder / "run").mkdir(exist_ok=True)
+
+
+class Router:
+    """Envoy as the chart's Deployment starts it.
+
+    `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
+    variables that EKS Pod Identity injects.
+    """
+
+    def __init__(self, processes: Processes, render: Render, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.audit_path = folder / "audit.jsonl"
+        write_files(render, folder)
+        bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
+        ports = {
+            listener["name"]: listener["address"]["socket_address"]["port_value"]
+            for listener in bootstrap["static_resources"]["listeners"]
+        }
+        self.url = f"http://127.0.0.1:{ports['plane']}"
+        self.status_url = f"http://127.0.0.1:{ports['status']}"
+        (container,) = render.find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+        self.process: Process = processes.start(
+            "envoy",
+            [shutil.which("envoy") or "envoy", *container["args"]],
+            env={"PATH": os.environ["PATH"], **environment},
+            log_path=self.audit_path,
+            cwd=folder,
+            ready=f"{self.status_url}/ready",
+        )
+
+    def reload(self, render: Render) -> None:
+        """Puts a changed render in place, as the kubelet does; Envoy reads routes and clusters again by itself."""
+        write_files(render, self.folder)
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The audit lines so far; Envoy writes them some milliseconds after a request's end."""
+        lines = self.audit_path.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def admin(self, path: str) -> str:
+        """What Envoy's admin interface answers to a GET. Raises OSError where it is not there."""
+        connection = http.client.HTTPConnection("admin")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        # A Unix socket's path may have 107 bytes; the working directory is often deeper.
+        directory = os.open(self.folder / "run", os.O_RDONLY)
+        try:
+            connection.sock.connect(f"/proc/self/fd/{directory}/admin.sock")
+        finally:
+            os.close(directory)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+
+    def stats(self, names: Iterable[str]) -> dict[str, int]:
+        """Counters and gauges by their full names; one that Envoy does not have is 0."""
+        wanted = set(names)
+        found = dict(line.rsplit(": ", 1) for line in self.admin("/stats").splitlines() if ": " in line)
+        return {name: int(found.get(name, "0")) for name in wanted}

@@ -1,0 +1,656 @@
+"""vLLM's OpenAI server as clients, routers and scrapers notice it, over anything that generates tokens.
+
+Shapes follow replies captured from vLLM 0.32 with `--enable-force-include-usage --enable-request-id-headers`; the
+text completion shape and the validation order follow its source. What matters to a router is kept exactly: a stream's
+status and headers leave before its first token, `max_num_seqs` requests run while others wait in order, running plus
+waiting never pass `max_num_queued_reqs`, and a client that goes away frees its place at once.
+
+Left out: embeddings, responses, tool parsing, `n > 1`, priorities, and every metric that is not listed in `metrics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from .serving import (
+    Receive,
+    Scope,
+    Send,
+    disconnected,
+    read_body,
+    reset,
+    send_end,
+    send_event,
+    send_json,
+    send_start,
+    while_connected,
+)
+
+FAULTS = {
+    "none": "no fault",
+    "overloaded": "every inference request gets 503 before the headers",
+    "overloaded-after-headers": "streams get 200, then the overload as their only event; others get 503",
+    "draining": "every inference request gets 500 while /health stays 200, as vLLM after SIGTERM",
+    "dead": "the engine process is gone: inference gets 500 and /health 503",
+    "silent": "every request is accepted and never answered, /health too",
+    "reset": "every connection is reset before an answer, /health's too",
+    "cut": "the connection is reset after the first two tokens of a stream",
+}
+
+OVERLOADED = {
+    "error": {
+        "message": "The engine is currently busy and cannot accept new requests. Please try again later or on a "
+        "different instance.",
+        "type": "Service Unavailable",
+        "param": None,
+        "code": 503,
+    }
+}
+DRAINING = {
+    "error": {
+        "message": "cannot schedule new futures after shutdown",
+        "type": "InternalServerError",
+        "param": None,
+        "code": 500,
+    }
+}
+DEAD = {
+    "error": {
+        "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "type": "InternalServerError",
+        "param": None,
+        "code": 500,
+    }
+}
+
+# Upper bounds in seconds of vllm:time_to_first_token_seconds, as captured.
+TTFT_BUCKETS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+    80.0,
+    160.0,
+    640.0,
+    2560.0,
+)
+
+FINGERPRINT = "vllm-0.32.0-44a799e5"
+
+
+@dataclass
+class Behaviour:
+    """What a demonstration or a test may change at run time. All delays are in seconds and are simulated slowness.
+
+    `first_token_delay` is added before the first token, while the request holds its place, as a long prefill does;
+    `token_delay` before each later token; `answer_delay` before a reply that is not streamed. `tokens` is the length
+    of a replayed reply (0: as captured, or the request's `max_tokens`). `fault` is one of `faults`.
+    """
+
+    faults: ClassVar[Mapping[str, Any]] = FAULTS
+
+    first_token_delay: float = 0.0
+    token_delay: float = 0.0
+    answer_delay: float = 0.0
+    tokens: int = 0
+    fault: str = "none"
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Apply all changes or none. Raises ValueError for an unknown name, type or fault."""
+        for name, value in self._checked(changes).items():
+            setattr(self, name, value)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with the changes, for one request."""
+        return replace(self, **self._checked(changes))
+
+    def _checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        known = {item.name for item in fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise ValueError(f"unknown behaviour {', '.join(unknown)}: the names are {', '.join(sorted(known))}")
+        for name, value in changes.items():
+            if name == "fault":
+                if value not in self.faults:
+                    raise ValueError(f"unknown fault {value!r}: the faults are {', '.join(self.faults)}")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        return dict(changes)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a generation: text that became known, and tokens counted up to and with it."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str | None = None
+
+
+class GenerationError(Exception):
+    """The generator refused or failed. `status` and `body` are what the client gets."""
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status, self.body = status, body
+
+
+# (request body, whether it is a chat, the behaviour for this request) -> pieces
+Generate = Callable[[Mapping[str, Any], bool, Behaviour], AsyncGenerator[Piece, None]]
+
+
+@dataclass
+class Received:
+    """One inference request as it arrived, and what became of it. Header names are lower-case."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    aborted: bool = False
+    finished: bool = False
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.body)
+
+
+class Queue:
+    """vLLM's scheduler as a client notices it. `max_num_queued_reqs` (0: no limit) counts running plus waiting."""
+
+    def __init__(self, max_num_seqs: int, max_num_queued_reqs: int) -> None:
+        self.max_num_seqs, self.max_num_queued_reqs = max_num_seqs, max_num_queued_reqs
+        self.running = self.waiting = 0
+        self._slots = asyncio.Semaphore(max_num_seqs)
+
+    @property
+    def full(self) -> bool:
+        return 0 < self.max_num_queued_reqs <= self.running + self.waiting
+
+    @contextlib.contextmanager
+    def place(self) -> Any:
+        """Wait in the queue from now on; the yielded context manager runs the request."""
+        self.waiting += 1
+        waits = True
+
+        @contextlib.asynccontextmanager
+        async def run() -> AsyncIterator[None]:
+            nonlocal waits
+            async with self._slots:
+                waits = False
+                self.waiting -= 1
+                self.running += 1
+                try:
+                    yield
+                finally:
+                    self.running -= 1
+
+        try:
+            yield run
+        finally:
+            if waits:
+                self.waiting -= 1
+
+
+@dataclass
+class Counters:
+    """What /metrics adds up."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    rejections: int = 0
+    first_tokens: list[float] = field(default_factory=list)
+
+
+class Surface:
+    """The ASGI application of one engine.
+
+    `generate` makes the tokens. `knobs` finds changes of behaviour in one request's body. `max_num_queued_reqs` 0 is
+    no limit, as in vLLM. `requests` holds every inference request when `record` is set. `kv_cache_usage`, when set,
+    replaces the computed gauge.
+    """
+
+    def __init__(
+        self,
+        generate: Generate,
+        *,
+        served_model_name: str,
+        max_num_seqs: int = 4,
+        max_num_queued_reqs: int = 0,
+        max_model_len: int = 1024,
+        behaviour: Behaviour | None = None,
+        knobs: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        record: bool = False,
+    ) -> None:
+        self.generate = generate
+        self.name = served_model_name
+        self.max_model_len = max_model_len
+        self.queue = Queue(max_num_seqs, max_num_queued_reqs)
+        self.behaviour = behaviour or Behaviour()
+        self.counters = Counters()
+        self.kv_cache_usage: float | None = None
+        self.requests: list[Received] = []
+        self._knobs = knobs
+        self._record = record
+        self._created = int(time.time())
+        self._held_tokens: dict[int, int] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What the control interface shows."""
+        return {**asdict(self.behaviour), "running": self.queue.running, "waiting": self.queue.waiting}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, fault = scope["path"], self.behaviour.fault
+        if fault == "reset":
+            reset(scope)
+        elif fault == "silent":
+            await read_body(receive)
+            await disconnected(receive)
+        elif path in ("/v1/chat/completions", "/v1/completions") and scope["method"] == "POST":
+            await self._inference(scope, receive, send, chat=path == "/v1/chat/completions")
+        elif path == "/health":
+            await send_json(send, 503 if fault == "dead" else 200, b"")
+        elif path == "/metrics":
+            await send_json(send, 200, self.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        elif path == "/v1/models":
+            await send_json(send, 200, self._models())
+        else:
+            await send_json(send, 404, _error(404, "Not Found", "NotFoundError"))
+
+    async def metrics_only(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application for a port that serves only metrics."""
+        if scope["type"] == "http" and scope["path"] == "/metrics":
+            await send_json(send, 200, self.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        elif scope["type"] == "http":
+            await send_json(send, 404, _error(404, "Not Found", "NotFoundError"))
+
+    async def _inference(self, scope: Scope, receive: Receive, send: Send, chat: bool) -> None:
+        raw = await read_body(receive)
+        if raw is None:
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        received = Received(scope["path"], headers, raw)
+        if self._record:
+            self.requests.append(received)
+        request_id = headers.get("x-request-id") or uuid.uuid4().hex
+        reply = {"x-request-id": request_id}
+
+        async def refuse(status: int, error: Mapping[str, Any]) -> None:
+            received.status, received.finished = status, True
+            await send_json(send, status, error, reply)
+
+        body = _parse(raw, self.name, self.max_model_len)
+        if isinstance(body, GenerationError):
+            return await refuse(body.status, body.body)
+        try:
+            behaviour = self.behaviour.changed(self._knobs(body) if self._knobs else {})
+        except ValueError as error:
+            return await refuse(400, _error(400, str(error), "Bad Request", "x_test"))
+        if behaviour.fault == "reset":
+            return reset(scope)
+        if behaviour.fault == "silent":
+            return await disconnected(receive)
+        if behaviour.fault in ("draining", "dead"):
+            return await refuse(500, DRAINING if behaviour.fault == "draining" else DEAD)
+        late = behaviour.fault == "overloaded-after-headers" and body.get("stream")
+        if self.queue.full or (behaviour.fault.startswith("overloaded") and not late):
+            self.counters.rejections += 1
+            return await refuse(503, OVERLOADED)
+        with self.queue.place() as run:
+            answer = _Answer(self, scope, send, received, body, chat, behaviour, reply, request_id)
+            work = answer.stream(run) if body.get("stream") else answer.whole(run)
+            received.aborted = True  # until it is done: a middleware may cancel it too
+            try:
+                received.aborted = not await while_connected(receive, work, lambda: answer.complete)
+            finally:
+                self._held_tokens.pop(id(received), None)
+                if received.aborted:
+                    self.counters.finished["abort"] += 1
+                received.finished = True
+
+    def count(self, received: Received, piece: Piece, started: float) -> None:
+        """Account one piece."""
+        if not received.prompt_tokens:
+            self.counters.first_tokens.append(time.monotonic() - started)
+            self.counters.prompt_tokens += piece.prompt_tokens
+            received.prompt_tokens = piece.prompt_tokens
+        self.counters.generation_tokens += piece.completion_tokens - received.completion_tokens
+        received.completion_tokens = piece.completion_tokens
+        self._held_tokens[id(received)] = piece.prompt_tokens + piece.completion_tokens
+
+    def metrics(self) -> str:
+        """The Prometheus text of /metrics: the gauges and counters below, named and labelled as vLLM does."""
+        queue, counters = self.queue, self.counters
+        usage = self.kv_cache_usage
+        if usage is None:
+            usage = min(1.0, sum(self._held_tokens.values()) / (queue.max_num_seqs * self.max_model_len))
+        model = f'model_name="{self.name}"'
+        labels = f'engine="0",{model}'
+        lines: list[str] = []
+
+        def family(name: str, kind: str, *samples: tuple[str, str, float]) -> None:
+            lines.append(f"# TYPE {name} {kind}")
+            lines.extend(f"{name}{suffix}{{{tags}}} {float(value)}" for suffix, tags, value in samples)
+
+        family("vllm:num_requests_running", "gauge", ("", labels, queue.running))
+        family("vllm:num_requests_waiting", "gauge", ("", labels, queue.waiting))
+        family(
+            "vllm:num_requests_waiting_by_reason",
+            "gauge",
+            ("", f'{labels},reason="capacity"', queue.waiting),
+            ("", f'{labels},reason="deferred"', 0),
+        )
+        family("vllm:kv_cache_usage_perc", "gauge", ("", labels, usage))
+        family("vllm:prompt_tokens_total", "counter", ("", labels, counters.prompt_tokens))
+        family("vllm:generation_tokens_total", "counter", ("", labels, counters.generation_tokens))
+        family(
+            "vllm:request_success_total",
+            "counter",
+            *(
+                ("", f'engine="0",finished_reason="{reason}",{model}', counters.finished[reason])
+                for reason in ("stop", "length", "abort", "error")
+            ),
+        )
+        family(
+            "vllm:admission_rejections_total",
+            "counter",
+            ("", f'{model},reason="max_num_queued_reqs"', counters.rejections),
+        )
+        times = counters.first_tokens
+        family(
+            "vllm:time_to_first_token_seconds",
+            "histogram",
+            *(
+                ("_bucket", f'engine="0",le="{bound}",{model}', sum(value <= bound for value in times))
+                for bound in TTFT_BUCKETS
+            ),
+            ("_bucket", f'engine="0",le="+Inf",{model}', len(times)),
+            ("_count", labels, len(times)),
+            ("_sum", labels, sum(times)),
+        )
+        return "\n".join(lines) + "\n"
+
+    def _models(self) -> dict[str, Any]:
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": self.name,
+                    "object": "model",
+                    "created": self._created,
+                    "owned_by": "vllm",
+                    "root": self.name,
+                    "parent": None,
+                    "max_model_len": self.max_model_len,
+                    "permission": [
+                        {
+                            "id": f"modelperm-{uuid.uuid4().hex[:16]}",
+                            "object": "model_permission",
+                            "created": self._created,
+                            "allow_create_engine": False,
+                            "allow_sampling": True,
+                            "allow_logprobs": True,
+                            "allow_search_indices": False,
+                            "allow_view": True,
+                            "allow_fine_tuning": False,
+                            "organization": "*",
+                            "group": None,
+                            "is_blocking": False,
+                        }
+                    ],
+                }
+            ],
+        }
+
+
+@dataclass
+class _Answer:
+    """One admitted request on its way out."""
+
+    surface: Surface
+    scope: Scope
+    send: Send
+    received: Received
+    body: Mapping[str, Any]
+    chat: bool
+    behaviour: Behaviour
+    headers: Mapping[str, str]
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+    complete: bool = False
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Pieces as they come, with the simulated delays before them."""
+        behaviour = self.behaviour
+        await asyncio.sleep(behaviour.first_token_delay)
+        async with contextlib.aclosing(self.surface.generate(self.body, self.chat, behaviour)) as generated:
+            first = True
+            async for piece in generated:
+                if not first:
+                    await asyncio.sleep(behaviour.token_delay)
+                first = False
+                self.surface.count(self.received, piece, self.started)
+                yield piece
+                if piece.finish_reason:
+                    self.surface.counters.finished[piece.finish_reason] += 1
+
+    async def stream(self, run: Any) -> None:
+        """Headers first, then a place, then tokens: vLLM answers 200 before it knows when the first token comes."""
+        send = self.send
+        self.received.status = 200
+        await send_start(send, 200, "text/event-stream; charset=utf-8", self.headers)
+        if self.behaviour.fault == "overloaded-after-headers":
+            await send_event(send, json.dumps(OVERLOADED))
+        else:
+            async with run():
+                try:
+                    await self._events()
+                except GenerationError as error:
+                    self.surface.counters.finished["error"] += 1
+                    await send_event(send, error.body)
+        await send_event(send, "[DONE]")
+        self.complete = True
+        await send_end(send)
+
+    async def _events(self) -> None:
+        options = self.body.get("stream_options") or {}
+        continuous = bool(options.get("continuous_usage_stats"))
+        piece, first = None, True
+        async with contextlib.aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                if self.behaviour.fault == "cut" and piece.completion_tokens > 2:
+                    reset(self.scope)
+                    return
+                if first and self.chat:
+                    await self._role(piece.prompt_tokens if continuous else None)
+                first = False
+                await send_event(self.send, self._chunk(piece, continuous))
+        if piece is not None:
+            await send_event(
+                self.send,
+                {
+                    **self._head("chat.completion.chunk"),
+                    "choices": [],
+                    "usage": _usage(piece.prompt_tokens, piece.completion_tokens),
+                    "system_fingerprint": FINGERPRINT,
+                },
+            )
+
+    async def _role(self, prompt_tokens: int | None) -> None:
+        await send_event(
+            self.send,
+            {
+                **self._head("chat.completion.chunk"),
+                "choices": [
+                    {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+                ],
+                **({} if prompt_tokens is None else {"usage": _usage(prompt_tokens, 0, details=True)}),
+                "prompt_token_ids": None,
+                "prompt_text": None,
+            },
+        )
+
+    def _chunk(self, piece: Piece, continuous: bool) -> dict[str, Any]:
+        text = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        stop = {"stop_reason": None} if piece.finish_reason else {}
+        return {
+            **self._head("chat.completion.chunk"),
+            "choices": [
+                {"index": 0, **text, "logprobs": None, "finish_reason": piece.finish_reason, **stop, "token_ids": None}
+            ],
+            **({"usage": _usage(piece.prompt_tokens, piece.completion_tokens, details=True)} if continuous else {}),
+        }
+
+    async def whole(self, run: Any) -> None:
+        """The reply at once, when it is complete."""
+        text, piece = "", None
+        try:
+            async with run(), contextlib.aclosing(self.pieces()) as pieces:
+                await asyncio.sleep(self.behaviour.answer_delay)
+                async for piece in pieces:
+                    text += piece.text
+            if piece is None:
+                raise GenerationError(500, _error(500, "the generation ended without a token", "InternalServerError"))
+        except GenerationError as error:
+            self.received.status = error.status
+            self.surface.counters.finished["error"] += 1
+            self.complete = True
+            return await send_json(self.send, error.status, error.body, self.headers)
+        self.received.status = 200
+        content = (
+            {
+                "message": {
+                    "role": "assistant",
+                    "content": text,
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "reasoning": None,
+                }
+            }
+            if self.chat
+            else {"text": text}
+        )
+        self.complete = True
+        await send_json(
+            self.send,
+            200,
+            {
+                **self._head("chat.completion"),
+                "choices": [
+                    {
+                        "index": 0,
+                        **content,
+                        "logprobs": None,
+                        "finish_reason": piece.finish_reason,
+                        "stop_reason": None,
+                        "token_ids": None,
+                        "routed_experts": None,
+                    }
+                ],
+                "service_tier": None,
+                "system_fingerprint": FINGERPRINT,
+                "usage": {
+                    **_usage(piece.prompt_tokens, piece.completion_tokens),
+                    "prompt_tokens_details": None,
+                    "completion_tokens_details": None,
+                },
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "prompt_text": None,
+                "kv_transfer_params": None,
+                "ec_transfer_params": None,
+                "metrics": None,
+            },
+            self.headers,
+        )
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        kind, prefix = (kind, "chatcmpl") if self.chat else ("text_completion", "cmpl")
+        return {
+            "id": f"{prefix}-{self.request_id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.surface.name,
+        }
+
+
+def _usage(prompt: int, completion: int, details: bool = False) -> dict[str, Any]:
+    usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+    return {**usage, "completion_tokens_details": None} if details else usage
+
+
+def _error(code: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _parse(raw: bytes, name: str, max_model_len: int) -> dict[str, Any] | GenerationError:
+    """The request body, or why vLLM refuses it: 400 for JSON and lengths, 404 for another model's name."""
+    try:
+        body = json.loads(raw)
+    except UnicodeDecodeError as error:
+        return GenerationError(400, _error(400, f"1 validation error:\n  {error}", "Bad Request", "body"))
+    except json.JSONDecodeError as error:
+        place = f"body.{error.pos}"
+        detail = {
+            "type": "json_invalid",
+            "loc": place,
+            "msg": "JSON decode error",
+            "input": "<dict of 0 items>",
+            "ctx": {"error": error.msg},
+        }
+        return GenerationError(400, _error(400, f"1 validation error:\n  {detail}", "Bad Request", place))
+    if not isinstance(body, dict):
+        return GenerationError(
+            400, _error(400, "1 validation error:\n  the body must be an object", "Bad Request", "body")
+        )
+    if body.get("model", name) != name:
+        return GenerationError(
+            404,
+            _error(
+                404, f"The model `{body['model']}` does not exist. Valid aliases: {name}.", "NotFoundError", "model"
+            ),
+        )
+    for key in ("max_completion_tokens", "max_tokens"):
+        value = body.get(key)
+        if isinstance(value, int) and value > max_model_len:
+            return GenerationError(
+                400,
+                _error(
+                    400,
+                    f"{key}={value} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+                    f"tokens. (parameter={key}, value={value})",
+                    "BadRequestError",
+                    key,
+                ),
+            )
+    return body

@@ -1,0 +1,166 @@
+"""The chart `router`: what it refuses, word by word, and what its objects say."""
+
+import json
+import pathlib
+
+import pytest
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS
+
+VALUES = yaml.safe_load((CHARTS / "router" / "ci" / "fallback-values.yaml").read_text())
+
+
+def merged(base, overlay):
+    """Values as Helm merges them: maps by key, anything else replaced."""
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {key: merged(base.get(key), value) for key, value in overlay.items()}
+
+
+def render(overlay=None):
+    return helm.template("router", values=merged(VALUES, overlay or {}))
+
+
+def xds(rendered, name):
+    return json.loads(rendered.find("ConfigMap", "router-xds")["data"][name])["resources"]
+
+
+REFUSALS = {
+    "a time-out that no load balancer has": (
+        {"requestTimeout": "4001s"},
+        "- requestTimeout: 4001s is longer than 4000s. A load balancer's idle timeout cannot be longer, so it would cut "
+        "such an answer. Set at most 4000s.",
+    ),
+    "a hang guard that outlasts the request": (
+        {"hangGuard": "10m"},
+        "- hangGuard: 10m is not below requestTimeout 600s. The fallback would never have its turn. Set a shorter "
+        "hangGuard.",
+    ),
+    "a budget that outlasts the hang guard": (
+        {"global": {"models": {"clinical-summary": {"firstTokenBudget": "2m"}}}},
+        "- global.models.clinical-summary.firstTokenBudget: 2m is not below the router's hangGuard 120s. The hang guard "
+        "would end the try first. Set a shorter budget, or a longer hangGuard.",
+    ),
+    "one port twice": (
+        {"status": {"port": 8080}},
+        "- listener.port, status.port, noCapacity.port: 8080, 8080, 8082 are not three ports. Only one listener can open "
+        "a port. Set three different ports.",
+    ),
+    "clear text to Amazon Bedrock": (
+        {"bedrock": {"tls": False}},
+        "- bedrock.tls: false with the host bedrock-runtime.eu-central-1.amazonaws.com. Prompts would leave the pod in "
+        "clear text. Set bedrock.tls: true; it may be off only for a stand-in on loopback.",
+    ),
+    "policies that let no client in": (
+        {"global": {"network": {"albSubnetCidrs": []}}},
+        "- global.network.albSubnetCidrs: empty, while network.policies is true and clientNamespaces names nobody. No "
+        "client could reach the router. Set the CIDRs of the load balancer's subnets, or clientNamespaces.",
+    ),
+    "more models than a ConfigMap holds": (
+        {"global": {"models": {f"model-{n}": VALUES["global"]["models"]["clinical-summary"] | {"servedNames": []} for n in range(160)}}},
+        "KiB of the 900 that a ConfigMap holds for them. The API server would refuse the ConfigMap. Set fewer models in "
+        "this environment, or split them over two planes.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overlay", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refuses(overlay, message):
+    with pytest.raises(helm.HelmError) as error:
+        render(overlay)
+    assert "values of the router do not fit together:\n" in str(error.value)
+    assert message in str(error.value).replace("\n\n", "\n")
+
+
+WRONG_FORMS = {
+    "a unit after a blank": ({"requestTimeout": "600 s"}, "at '/requestTimeout': '600 s' does not match pattern"),
+    "an unknown key": ({"replcas": 3}, "at '': additional properties 'replcas' not allowed"),
+    "more than half of a fleet ejected": ({"health": {"maxEjectionPercent": 100}}, "at '/health/maxEjectionPercent'"),
+    "a host name as resolver": ({"dns": {"resolvers": ["dns:53"]}}, "at '/dns/resolvers/0'"),
+}
+
+
+@pytest.mark.parametrize(("overlay", "message"), WRONG_FORMS.values(), ids=WRONG_FORMS)
+def test_the_schema_refuses(overlay, message):
+    with pytest.raises(helm.HelmError, match="values don't meet the specifications of the schema") as error:
+        render(overlay)
+    assert message in str(error.value)
+
+
+def test_only_a_model_with_a_fallback_has_a_way_to_bedrock():
+    rendered = render()
+    clusters = {cluster["name"] for cluster in xds(rendered, "clusters.json")}
+    assert clusters == {
+        "fleet/clinical-summary", "bedrock/clinical-summary", "fleet/letters", "bedrock/letters", "fleet/records",
+    }  # fmt: skip
+    (routes,) = xds(rendered, "routes.json")
+    by_model = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    assert set(by_model) == {"clinical-summary", "clinical/summary", "letters", "records"}
+    assert "bedrock" not in json.dumps(by_model["records"])
+
+
+@pytest.mark.parametrize(("model", "wide_enough"), [
+    ("clinical-summary", "^(region|geography|anywhere)$"),
+    ("letters", "^(geography|anywhere)$"),
+])
+def test_the_first_chat_route_keeps_a_tighter_residency_in_the_fleet(model, wide_enough):
+    (routes,) = xds(render(), "routes.json")
+    by_model = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    chat = [
+        route for route in by_model[model]["action"]["typed_config"]["routes"]
+        if route["match"].get("path") == "/v1/chat/completions"
+    ]  # fmt: skip
+    assert chat[0]["match"]["headers"][1] == {"name": "x-residency", "present_match": True}
+    (narrow,) = chat[0]["match"]["dynamic_metadata"]
+    assert (narrow["filter"], narrow["path"], narrow["invert"]) == ("inference-plane", [{"key": "residency"}], True)
+    assert narrow["value"]["string_match"]["safe_regex"]["regex"] == wide_enough
+    assert chat[0]["route"]["cluster"] == f"fleet/{model}"
+
+
+def test_every_cluster_states_its_limits_and_bedrock_its_tls():
+    for cluster in xds(render(), "clusters.json"):
+        (limits,) = cluster["circuit_breakers"]["thresholds"]
+        assert {"max_connections", "max_pending_requests", "max_requests", "max_retries"} <= set(limits)
+        if cluster["name"].startswith("bedrock/"):
+            tls = cluster["transport_socket"]["typed_config"]
+            assert tls["sni"] == "bedrock-runtime.eu-central-1.amazonaws.com"
+            (name,) = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
+            assert name["matcher"] == {"exact": tls["sni"]}
+            filters = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["http_filters"]
+            assert [f["name"].rsplit(".", 1)[1] for f in filters] == [
+                "header_mutation", "lua", "aws_request_signing", "upstream_codec",
+            ]  # fmt: skip
+
+
+def test_a_changed_catalogue_restarts_nothing_and_a_changed_listener_does():
+    def checksum(overlay):
+        template = render(overlay).find("Deployment", "router")["spec"]["template"]
+        return template["metadata"]["annotations"]["checksum/bootstrap"]
+
+    same = checksum({})
+    assert checksum({"global": {"models": {"records": {"enabled": False}}}}) == same
+    assert checksum({"maxBodyMiB": 8}) != same
+
+
+def test_the_policy_names_every_flow_and_no_other():
+    policy = render().find("NetworkPolicy", "router")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    cidrs = [peer["ipBlock"]["cidr"] for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    assert cidrs == ["169.254.170.23/32", "10.0.64.0/20"]
+
+
+def test_without_a_fallback_nothing_leaves_the_cluster():
+    overlay = {"global": {"models": {"clinical-summary": None, "letters": None}}}
+    rendered = render(overlay)
+    policy = rendered.find("NetworkPolicy", "router")["spec"]
+    assert not [peer for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    assert "bedrock" not in rendered.find("ConfigMap", "router-xds")["data"]["clusters.json"]
+
+
+def test_the_container_runs_where_the_files_are_mounted():
+    (container,) = render().find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+    mounts = {pathlib.PurePath(mount["mountPath"]) for mount in container["volumeMounts"]}
+    work = pathlib.PurePath(container["workingDir"])
+    assert {mount.relative_to(work).as_posix() for mount in mounts} == {"bootstrap", "xds", "run"}

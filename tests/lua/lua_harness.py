@@ -1,0 +1,114 @@
+"""The router's Lua files in LuaJIT, with a stand-in for Envoy's stream handle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lupa import luajit21
+
+LUA = Path(__file__).resolve().parents[2] / "charts" / "router" / "files" / "lua"
+
+# Envoy's handle as far as the filters use it. Iterating pairs() over it gives (name, value), as Envoy's header maps do,
+# and as there a change while iterating is an error, body() ends the life of a header object, respond() ends the script.
+HANDLE = rb"""
+local RESPONDED = {}
+local Body, Headers, Handle = {}, {}, {}
+Body.__index, Headers.__index, Handle.__index = Body, Headers, Handle
+function Body:length() return #self.text end
+function Body:getBytes(from, count) return string.sub(self.text, from + 1, from + count) end
+function Body:setBytes(text) self.text = text; return #text end
+local function changing(headers)
+  if headers.iterating then error("header map can not be modified during iteration") end
+end
+local function alive(headers) if headers.dead then error("object used outside of proper scope") end end
+function Headers:get(name) alive(self); return self.map[name] end
+function Headers:replace(name, value)
+  alive(self); changing(self); assert(type(value) == "string")
+  self.map[name] = value
+end
+function Headers:remove(name) alive(self); changing(self); self.map[name] = nil end
+function Headers.__pairs(self)
+  alive(self)
+  self.iterating = true
+  return function(_, name)
+    local key, value = next(self.map, name)
+    if key == nil then self.iterating = false end
+    return key, value
+  end
+end
+function Handle:headers()
+  self.header_map = self.header_map or setmetatable({map = self.map}, Headers)
+  return self.header_map
+end
+function Handle:body()
+  if self.header_map then self.header_map.dead, self.header_map = true, nil end
+  return self.content
+end
+function Handle:clearRouteCache() self.cleared = true end
+function Handle:logErr(text) self.logged = text end
+function Handle:respond(headers, body) self.reply, self.reply_body = headers, body; error(RESPONDED) end
+local plain_pairs, plain_pcall = pairs, pcall
+function pairs(value)
+  local meta = getmetatable(value)
+  if meta and meta.__pairs then return meta.__pairs(value) end
+  return plain_pairs(value)
+end
+function run(name, headers, body)
+  local handle = setmetatable({map = headers}, Handle)
+  handle.content = body and setmetatable({text = body}, Body) or nil
+  local ok, problem = plain_pcall(_G[name], handle)
+  if not ok and problem ~= RESPONDED then error(problem, 0) end
+  return handle
+end
+"""
+
+
+@dataclass
+class Result:
+    """What a filter made of a request or a response."""
+
+    headers: dict[str, str]
+    body: bytes | None
+    cleared: bool
+    reply: dict[str, str] = field(default_factory=dict)
+    reply_body: bytes = b""
+    logged: str = ""
+
+
+def source(name: str) -> bytes:
+    """The text that Envoy loads for the filter `name`: the shared scanner and the filter in one."""
+    return (LUA / "members.lua").read_bytes() + (LUA / f"{name}.lua").read_bytes()
+
+
+def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Result]:
+    """A function (entry point, headers, body) that runs the filter `name` in a LuaJIT of its own."""
+    runtime = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+    runtime.execute(HANDLE)
+    runtime.execute(before + source(name) + after)
+    run = runtime.globals()[b"run"]
+
+    def text(table: object) -> dict[str, str]:
+        return {k.decode(): v.decode("latin-1") for k, v in table.items()} if table is not None else {}
+
+    def call(entry: str, headers: dict[str, str], body: bytes | None = None) -> Result:
+        sent = runtime.table_from({k.encode(): v.encode("latin-1") for k, v in headers.items()})
+        handle = run(entry.encode(), sent, body)
+        content = handle[b"content"]
+        return Result(
+            headers=text(handle[b"map"]),
+            body=content[b"text"] if content is not None else None,
+            cleared=bool(handle[b"cleared"]),
+            reply=text(handle[b"reply"]),
+            reply_body=handle[b"reply_body"] or b"",
+            logged=(handle[b"logged"] or b"").decode(),
+        )
+
+    return call
+
+
+def refusals() -> dict[str, str]:
+    """The table of fixed messages at the top of members.lua."""
+    runtime = luajit21.LuaRuntime()
+    return dict(runtime.execute((LUA / "members.lua").read_text() + "\nreturn REFUSALS").items())

@@ -1,0 +1,202 @@
+"""route.lua: model, kind of stream or a refusal, from path and body."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lua_harness import refusals
+
+WORDS = refusals()
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        ('{"model":"a"}', "a"),
+        ('\r\n\t {"model" :\n"a" , "x":1}\n', "a"),
+        ('{"x":{"model":"b"},"y":[{"model":"b"}],"model":"a"}', "a"),
+        ('{"messages":[{"content":"say \\"model\\":\\"evil\\""}],"model":"a"}', "a"),
+        ('{"a":"\\\\","model":"a"}', "a"),
+        ('{"a":"\\\\\\"","model":"a"}', "a"),
+        ('{"a":"model","b":["model","z"],"model":"org/Name_1.5:7b-q4"}', "org/Name_1.5:7b-q4"),
+        ('{"a":NaN,"b":-1.5e+9,"c":null,"model":"a"}', "a"),
+        ('{"x":1,"x":2,"model":"a"}', "a"),
+        ('{"a":' + "[" * 126 + "]" * 126 + ',"model":"a"}', "a"),
+    ],
+)
+def test_the_one_top_level_model_is_read(route, body, model):
+    result = route(body=body.encode())
+    assert result.headers.get("x-plane-model") == model
+    assert "x-plane-refused" not in result.headers
+    assert result.cleared
+
+
+def test_invalid_utf8_in_another_string_passes_on(route):
+    assert route(body=b'{"a":"\xff\xc3","model":"a"}').headers["x-plane-model"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (None, "no_body"),
+        (b"", "no_body"),
+        (b"  ", "not_object"),
+        (b"nojson", "not_object"),
+        (b'[{"model":"a"}]', "not_object"),
+        (b'\x00{"model":"a"}', "not_object"),
+        (b'\xef\xbb\xbf{"model":"a"}', "not_object"),
+        ('{"model":"a"}'.encode("utf-16-le"), "not_object"),
+        (b'{"model":"a"', "not_object"),
+        (b'{"model":"a', "not_object"),
+        (b'{"a":[1,2},"model":"a"}', "not_object"),
+        (b'{"a":{]},"model":"a"}', "not_object"),
+        (b'{"model":"a"]', "not_object"),
+        (b'{"k":"model":"x"}', "not_object"),
+        (b'{"model","a"}', "not_object"),
+        (b'{"a" "b":1,"model":"x"}', "not_object"),
+        (b'{"a":"b" "model":"x"}', "not_object"),
+        (b'{"model":}', "not_object"),
+        (b'{"model":"a",}', "not_object"),
+        (b'{,"model":"a"}', "not_object"),
+        (b'{"a":1 2,"model":"a"}', "not_object"),
+        (b'{"a":[/*"]*/],"model":"a"}', "not_object"),
+        (b"{'model':'a'}", "not_object"),
+        (b'{"model":"a"}{"model":"b"}', "text_after"),
+        (b'{"model":"a"} trailing', "text_after"),
+        (b'{"model":"a"}\x00', "text_after"),
+        (b'{"a":' + b"[" * 128 + b"]" * 128 + b',"model":"a"}', "too_deep"),
+        (b'{"model":"a"' + b"".join(b',"k%d":1' % i for i in range(256)) + b"}", "too_many"),
+        (b'{"\\u006dodel":"b","model":"a"}', "escaped_key"),
+        (b'{"a\\n":1,"model":"a"}', "escaped_key"),
+        (b'{"model":"a","model":"a"}', "model_twice"),
+        (b'{"stream":true,"model":"a","stream":false}', "stream_twice"),
+        (b'{"stream_options":null,"model":"a","stream_options":{}}', "stream_options_twice"),
+        (b"{}", "model_missing"),
+        (b'{"a":"model","b":1}', "model_missing"),
+        (b'{"a":{"model":1}}', "model_missing"),
+        (b'{"model":null}', "model_form"),
+        (b'{"model":{"a":1}}', "model_form"),
+        (b'{"model":"a\\u0062"}', "model_form"),
+        (b'{"model":""}', "model_form"),
+        (b'{"model":"a b"}', "model_form"),
+        (b'{"model":"a\xc3\xa9"}', "model_form"),
+        (b'{"model":"' + b"a" * 129 + b'"}', "model_form"),
+        (b'{"model":"a","stream":1}', "stream_form"),
+        (b'{"model":"a","stream":"true"}', "stream_form"),
+        (b'{"model":"a","stream":true,"stream_options":[]}', "stream_options_form"),
+        (b'{"model":"a","stream":true,"stream_options":{"include_usage":1}}', "include_usage_form"),
+        (
+            b'{"model":"a","stream":true,"stream_options":{"include_usage":true,"include_usage":false}}',
+            "include_usage_twice",
+        ),
+        (b'{"model":"a","stream":true,"stream_options":{"include_us\\u0061ge":true}}', "escaped_key"),
+    ],
+)
+def test_a_body_that_two_readers_could_read_differently_is_refused(route, body, reason):
+    headers = route(body=body).headers
+    assert headers.get("x-plane-refused") == WORDS[reason]
+    assert "x-plane-model" not in headers and "x-plane-stream" not in headers
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ("", None),
+        (',"stream":false,"stream_options":{"include_usage":true}', None),
+        (',"stream":null', None),
+        (',"stream":true', "plain"),
+        (',"stream":true,"stream_options":null', "plain"),
+        (',"stream":true,"stream_options":{}', "plain"),
+        (',"stream":true,"stream_options":{"x":{"include_usage":true},"include_usage":false}', "plain"),
+        (', "stream" : true, "stream_options" : { "x":1, "include_usage" : true }', "usage"),
+        (',"a":{"stream":true}', None),
+        (',"a":"\\"stream\\":true"', None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/a/v1/chat/completions"])
+def test_kind_of_stream(route, path, members, kind):
+    headers = route(path, f'{{"model":"a"{members}}}'.encode()).headers
+    assert headers.get("x-plane-stream") == kind
+    assert headers["x-plane-model"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("path", "rewritten", "model"),
+    [
+        ("/m/v1/chat/completions", "/v1/chat/completions", "m"),
+        ("/clinical-summary/v1/completions?x=/v1/&y=1", "/v1/completions?x=/v1/&y=1", "clinical-summary"),
+        ("/" + "m" * 40 + "/v1/x", "/v1/x", "m" * 40),
+        ("/m/v1/v1/x", "/v1/v1/x", "m"),
+        ("/m/v1/models/other", "/v1/models/other", "m"),
+    ],
+)
+def test_the_path_form_names_the_model(route, path, rewritten, model):
+    for method, body in (("POST", b'{"model":"other"}'), ("POST", b"{}"), ("GET", None)):
+        result = route(path, body, method)
+        assert result.headers[":path"] == rewritten
+        assert result.headers["x-plane-model"] == model
+        assert "x-plane-refused" not in result.headers
+        assert result.cleared
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/v1/x", "/M/v1/x", "/-m/v1/x", "/m-/v1/x", "/m_1/v1/x", "/a/b/v1/x", "//v1/x", "/m/v2/x", "/m/v1", "/m?/v1/x",
+     "/" + "m" * 41 + "/v1/x"],
+)  # fmt: skip
+def test_other_paths_are_no_path_form(route, path):
+    result = route(path, method="GET")
+    assert result.headers == {":path": path, ":method": "GET"}
+    assert not result.cleared
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"stream":1}', b'{"a":[}', b'{"str\\u0065am":true}', '{"stream":true}'.encode("utf-16"), b"[]", None],
+)
+def test_the_path_form_refuses_what_it_cannot_read(route, body):
+    headers = route("/m/v1/chat/completions", body).headers
+    assert headers["x-plane-refused"] in WORDS.values()
+    assert "x-plane-model" not in headers
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/m/v1/chat/completions"])
+def test_compressed_bodies_are_refused(route, path):
+    body = b'{"model":"a"}'
+    for encoding in ("gzip", "identity, gzip", "BR"):
+        headers = route(path, body, headers={"content-encoding": encoding}).headers
+        assert headers["x-plane-refused"] == WORDS["compressed"]
+    assert "x-plane-refused" not in route(path, body, headers={"content-encoding": "Identity"}).headers
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/models/m", "m"),
+        ("/v1/models/org/name:7b?x=1", "org/name:7b"),
+        ("/v1/models/org%2Fname", "org/name"),
+        ("/v1/models", None),
+        ("/v1/models/", None),
+        ("/v1/models/a%0d%0ab", None),
+        ("/v1/files/m", None),
+    ],
+)
+def test_reading_one_model_needs_no_body(route, path, model):
+    result = route(path, method="GET")
+    assert result.headers.get("x-plane-model") == model
+    assert result.headers[":path"] == path
+    assert result.cleared == (model is not None)
+
+
+@pytest.mark.parametrize(("path", "method"), [("/healthz", "POST"), ("/v1/chat/completions", "PUT"), ("/", "GET")])
+def test_other_requests_are_left_alone(route, path, method):
+    result = route(path, b'{"model":"a"}', method)
+    assert result.headers == {":path": path, ":method": method}
+
+
+def test_messages_fit_headers_and_json_strings_and_repeat_no_input():
+    assert len(set(WORDS.values())) == len(WORDS)
+    for message in WORDS.values():
+        assert message.isascii() and message.isprintable() and len(message) < 120
+        assert json.dumps(message) == f'"{message}"'

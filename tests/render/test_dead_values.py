@@ -1,0 +1,118 @@
+"""No dead values: changing any default changes some render (or its NOTES)."""
+
+import copy
+import functools
+import json
+import pathlib
+import re
+import tempfile
+
+import pytest
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS
+
+#: A catalogue that touches everything: every accelerator, every traffic class, a fallback, a profile, a team.
+BASES = [yaml.safe_load(path.read_text()) for path in sorted((pathlib.Path(__file__).parent / "bases").glob("*.yaml"))]
+
+SCHEMA = json.loads((CHARTS / "inference-plane" / "values.schema.json").read_text())
+
+#: Read by Helm itself, or checked by a test of its own that says so.
+ELSEWHERE = {
+    ("vllm", "enabled"): "the umbrella's condition",
+    ("router", "enabled"): "the umbrella's condition",
+}
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    else:
+        yield path, value
+
+
+def defaults():
+    shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
+    yield from leaves(shared, ("global",))
+    for chart in ("vllm", "router"):
+        yield from leaves(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()), (chart,))
+
+
+def schema_of(path):
+    """The schema that stands at a path of values."""
+    node = SCHEMA
+    for key in ("", *path):
+        if key:
+            node = node.get("properties", {}).get(key) or node.get("additionalProperties") or {}
+        while isinstance(node, dict) and "$ref" in node:
+            node = SCHEMA["definitions"][node["$ref"].rsplit("/", 1)[1]]
+    return node if isinstance(node, dict) else {}
+
+
+def others(path, value):
+    """Values that the schema may take instead, the likeliest first."""
+    schema = schema_of(path)
+    if choices := schema.get("enum"):
+        return [choice for choice in choices if choice != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1, value * 2]
+    if isinstance(value, float):
+        return [round(value * 0.9, 3), round(value * 1.1, 3)]
+    if value is None:
+        return ["sha256:" + "a" * 64, 600]
+    if isinstance(value, list):
+        choices = schema.get("items", {}).get("enum", [])
+        more = [[choice] for choice in choices if [choice] != value]
+        return [*more, ["other"], [*value, "10.9.0.0/16"], ["10.9.0.1:53"]]
+    if isinstance(value, dict):
+        return [{}, {"extra": "1"}, {"extra": {}}, {"models": ["l4-model"]}]
+    bumped = re.sub(r"\d+(?=\D*$)", lambda number: str(int(number[0]) + 1), value, count=1)
+    return [bumped, f"{value}x", "vllm", "vllm-cpu", "0.1.0", "eu-west-1", "10.9.0.1/32", "127.0.0.1", "other.example"]
+
+
+@functools.lru_cache(maxsize=None)
+def base_render(number):
+    return rendered(BASES[number])
+
+
+def rendered(values):
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(values, file)
+        file.flush()
+        # An install that is not carried out prints hooks, manifests and NOTES.
+        text = helm.run("install", "plane", str(CHARTS / "inference-plane"), "--dry-run=client", "--values", file.name)
+    return text[text.index("HOOKS:"):]
+
+
+def changed(values, path, value):
+    values = copy.deepcopy(values)
+    node = values
+    for key in path[:-1]:
+        node = node.setdefault(key, {})
+    node[path[-1]] = value
+    return values
+
+
+@pytest.mark.parametrize(("path", "value"), list(defaults()), ids=lambda part: ".".join(part) if isinstance(part, tuple) else "")
+def test_changing_a_default_changes_a_render(path, value):
+    if len(schema_of(path).get("enum", [])) == 1:
+        return  # There is no other choice yet.
+    if path in ELSEWHERE:
+        text = (CHARTS / "inference-plane" / "Chart.yaml").read_text()
+        assert f"condition: {'.'.join(path)}" in text
+        return
+    refused = []
+    for number, base in enumerate(BASES):
+        for other in others(path, value):
+            try:
+                if rendered(changed(base, path, other)) != base_render(number):
+                    return
+            except helm.HelmError as error:
+                if "do not fit together" in str(error):
+                    return  # A template read it, and says what it does not go with.
+                refused.append(f"{other!r}: {str(error)[:200]}")
+    pytest.fail(f"{'.'.join(path)} is {value!r}; no other value changes any render. Refused: {refused[:4]}")

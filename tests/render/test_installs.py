@@ -1,0 +1,71 @@
+"""Every environment and every ci/ file: renders, is valid, and fits together."""
+
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS, INSTALLABLE, ROOT
+from inference_plane.environments import cases
+from inference_plane.manifests import check
+
+CASES = cases()
+IDS = [case.name for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_every_object_is_what_the_api_server_takes_and_fits_the_others(case):
+    render = helm.template(case.chart, values=case.values)
+    assert len(render.objects) > 3
+    assert [str(finding) for finding in check(render.objects)] == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_helm_lint_finds_nothing(case, tmp_path):
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(case.values))
+    printed = helm.run("lint", "--strict", "--quiet", "--values", str(values), str(CHARTS / case.chart))
+    assert "[WARNING]" not in printed and "[ERROR]" not in printed
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "/ci/" not in case.name], ids=lambda case: case.name)
+def test_a_chart_alone_renders_what_the_umbrella_renders_of_it(case):
+    """Splitting an environment over several releases changes no object but for the chart's own name in labels."""
+    if case.chart == "inference-plane":
+        parts = [other for other in CASES if other.name.split("/")[0] == case.name.split("/")[0]]
+        assert {other.chart for other in parts} == set(INSTALLABLE)
+        return
+    environment = next(c for c in CASES if c.name == f"{case.name.split('/')[0]}/inference-plane")
+    whole = [o for o in helm.template("inference-plane", values=environment.values).objects]
+    for rendered in helm.template(case.chart, values=case.values).objects:
+        assert rendered in whole
+
+
+@pytest.mark.parametrize("chart", INSTALLABLE)
+def test_a_clean_clone_renders_with_no_prior_step(chart, tmp_path):
+    """As Argo CD and a pull request do it: a checkout, and helm template."""
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "charts"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    archive = subprocess.run(["tar", "-C", str(ROOT), "-c", *files], capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-C", str(tmp_path), "-x"], input=archive, check=True)
+    for values in sorted((tmp_path / "charts" / chart / "ci").glob("*-values.yaml")):
+        started = time.monotonic()
+        assert "kind: " in helm.run("template", "plane", str(tmp_path / "charts" / chart), "--values", str(values))
+        print(f"{chart} {values.name}: {time.monotonic() - started:.2f} s")
+
+
+def test_a_package_holds_every_file_once(tmp_path):
+    printed = helm.run("package", str(CHARTS / "inference-plane"), "--destination", str(tmp_path))
+    (package,) = tmp_path.glob("*.tgz")
+    assert package.name in printed
+    names = subprocess.run(["tar", "-tzf", str(package)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(names) == len(set(names))
+    assert not [name for name in names if name.endswith((".tgz", ".schema.yaml", ".pyc")) or "/ci/" in name]
+    for chart in ("vllm", "router", "plane-lib"):
+        assert f"inference-plane/charts/{chart}/Chart.yaml" in names
+    case = next(case for case in CASES if case.chart == "inference-plane")
+    assert helm.template(package, values=case.values).objects == helm.template(case.chart, values=case.values).objects

@@ -1,0 +1,163 @@
+"""One audit line for each request: its tokens are those that the engine counted, and no word of it is in there."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import datetime
+import json
+import time
+
+import pytest
+from router_harness import CHAT, REGION_TARGET, Audit, Client, Reply, chat_body, marker, wait_until
+
+from inference_plane.onehost.bed import Bed
+
+FIELDS = {
+    "time", "request_id", "client", "method", "path", "model", "stream", "residency", "route", "backend", "model_version",
+    "upstream", "attempts", "status", "reason", "details", "flags", "prompt_tokens", "completion_tokens",
+    "cached_tokens", "request_bytes", "response_bytes", "first_byte_ms", "duration_ms",
+}
+
+
+def _tokens(line: dict[str, object]) -> tuple[object, object, object]:
+    return line["prompt_tokens"], line["completion_tokens"], line["cached_tokens"]
+
+
+def _empty(bed: Bed, model: str) -> None:
+    bed.scale(model, 0)
+    bed.wait_for_engines({model: 0})
+
+
+def test_a_line_says_all_that_a_bill_and_an_auditor_need(bed: Bed, client: Client, audit: Audit) -> None:
+    body = json.dumps(chat_body("summary", stream=True)).encode()
+    reply = client.ask(CHAT + "?trace=1", body, {"x-residency": "region"})
+    line = audit.of(reply)
+    assert set(line) >= FIELDS
+    started = datetime.datetime.fromisoformat(line["time"])
+    assert abs((datetime.datetime.now(datetime.UTC) - started).total_seconds()) < 60
+    (request,) = [request for engine in bed.engines["summary"] for request in engine.requests]
+    wanted = {
+        "request_id": reply.request_id, "client": "127.0.0.1", "method": "POST", "path": CHAT + "?trace=1",
+        "model": "summary", "stream": "plain", "residency": "region", "route": "summary/chat/stream",
+        "backend": "fleet", "model_version": "v7", "attempts": 1, "status": 200, "reason": None,
+        "details": "via_upstream", "request_bytes": len(body), "prompt_tokens": request.prompt_tokens,
+        "completion_tokens": request.completion_tokens,
+    }
+    assert {name: line[name] for name in wanted} == wanted
+    assert line["upstream"] in {f"{engine.host}:{engine.port}" for engine in bed.engines["summary"]}
+    # Bytes of a chunked reply are counted with their framing.
+    assert len(reply.body) <= line["response_bytes"] < 2 * len(reply.body)
+    assert 0 <= line["first_byte_ms"] <= line["duration_ms"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"stream": True, "stream_options": {"include_usage": False}}, {"max_tokens": 3}, {"max_tokens": 200, "stream": True},
+    ],
+    ids=["json", "stream", "usage", "continuous", "no usage", "short", "long"])
+def test_the_tokens_of_a_line_are_those_that_the_engine_counted(
+    bed: Bed, client: Client, audit: Audit, body: dict[str, object]
+) -> None:
+    reply = client.chat("intake", **body)
+    assert reply.status == 200 and not reply.error
+    (request,) = bed.engines["intake"][0].requests
+    assert request.prompt_tokens > 0 and request.completion_tokens > 0
+    line = audit.of(reply)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (request.prompt_tokens, request.completion_tokens)
+    kind = {(False, False): None, (True, False): "plain", (True, True): "usage"}
+    assert line["stream"] == kind[bool(body.get("stream")), bool((body.get("stream_options") or {}).get("include_usage"))]
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+def test_a_stream_ends_with_usage_only_for_who_asked(bed: Bed, client: Client, options: dict[str, object]) -> None:
+    events = client.chat("intake", stream=True, **options).events
+    assert events[-1] == "[DONE]"
+    assert bool([event for event in events[:-1] if not event["choices"]]) == bool(options)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cached_tokens_are_counted(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
+    assert _tokens(audit.of(client.chat("cached", stream=stream))) == (40, 5, 32)
+
+
+def test_embeddings_are_counted(bed: Bed, client: Client, audit: Audit) -> None:
+    reply = client.ask("/v1/embeddings", {"model": "embedder", "input": "words"})
+    assert _tokens(audit.of(reply)) == (11, 0, 0)
+
+
+def test_text_completions_are_counted(bed: Bed, client: Client, audit: Audit) -> None:
+    reply = client.ask("/v1/completions", {"model": "intake", "prompt": "words", "stream": True})
+    (request,) = bed.engines["intake"][0].requests
+    assert _tokens(audit.of(reply))[:2] == (request.prompt_tokens, request.completion_tokens)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_bedrocks_tokens_are_counted_too(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
+    _empty(bed, "summary")
+    reply = client.chat("summary", stream=stream, stream_options={"include_usage": True} if stream else None)
+    usage = reply.events[-2]["usage"] if stream else reply.json["usage"]
+    line = audit.of(reply)
+    assert _tokens(line)[:2] == (usage["prompt_tokens"], usage["completion_tokens"]) == (21, 10)
+    assert (line["backend"], line["model_version"], line["model"], line["attempts"]) == (
+        "bedrock", REGION_TARGET, "summary", 3)
+
+
+def test_a_line_counts_the_tries(bed: Bed, client: Client, audit: Audit) -> None:
+    bed.engines["summary"][0].behaviour.update({"fault": "overloaded"})
+    replies = [client.chat("summary") for _ in range(12)]
+    assert {reply.attempts for reply in replies} == {1, 2}
+    for reply in replies:
+        assert audit.of(reply)["attempts"] == reply.attempts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_leaves_a_line(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
+    path = f"{CHAT}?{marker()}"
+    knobs = {"token_delay": 0.05, "tokens": 2000} if stream else {"answer_delay": 30}
+    future = client.start(path, chat_body("intake", stream=stream, x_test=knobs))
+    wait_until(lambda: bed.engines["intake"][0].requests, "the request at the engine")
+    time.sleep(0.3)  # into the stream
+    future.cancel()
+    line = audit.find(lambda line: line["path"] == path, "the aborted request")
+    assert (line["model"], line["backend"], line["attempts"]) == ("intake", "fleet", 1)
+    assert "DownstreamConnectionTermination" in line["flags"]
+    assert line["status"] == (200 if stream else 0)
+    (request,) = bed.engines["intake"][0].requests
+    wait_until(lambda: request.finished, "the engine's end of the request")
+    assert request.aborted and bed.engines["intake"][0].surface.queue.running == 0
+
+
+def test_no_line_has_a_word_of_prompt_or_completion(bed: Bed, client: Client, audit: Audit) -> None:
+    prompt = marker()
+    replies: list[Reply] = []
+    for body in ({}, {"stream": True}, {"user": prompt}, {"x_test": {"fault": "draining"}}, {"x_test": {"fault": "cut"}}):
+        replies.append(client.chat("summary", prompt, **body))
+    replies.append(client.ask("/v1/embeddings", {"model": "embedder", "input": prompt}))
+    replies.append(client.ask(CHAT, f'{{"model":"{prompt}","messages":["{prompt}"'.encode()))
+    replies.append(client.chat("summary", "x", {"cookie": prompt, "authorization": prompt, "x-other": prompt}))
+    _empty(bed, "summary")
+    replies.append(client.chat("summary", prompt))
+    for reply in replies:
+        audit.of(reply)
+    text = bed.router.audit_path.read_text(errors="replace")
+    assert prompt not in text
+    assert "documents a denied claim" not in text and '"content"' not in text
+
+
+def test_simultaneous_requests_each_have_their_own_line(bed: Bed, client: Client, audit: Audit) -> None:
+    futures = {
+        tokens: client.start(CHAT, chat_body("intake", stream=tokens % 2 == 0, max_tokens=tokens)) for tokens in range(1, 31)}
+    concurrent.futures.wait(futures.values(), 30)
+    counted = {tokens: audit.of(future.result(0))["completion_tokens"] for tokens, future in futures.items()}
+    assert counted == {tokens: tokens for tokens in futures}
+
+
+def test_a_request_that_no_filter_saw_has_a_line_too(bed: Bed, client: Client, audit: Audit) -> None:
+    before = len(audit.grow())
+    assert client.ask(CHAT + "%2f", chat_body("intake")).status == 400
+    wait_until(
+        lambda: [line for line in audit.grow()[before:] if line["details"] == "path_normalization_failed"],
+        "the line of a path that was refused")

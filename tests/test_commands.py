@@ -1,0 +1,173 @@
+"""The small commands: what they print where, and how they exit."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import yaml
+
+from inference_plane import checkout, helm
+from inference_plane.commands import _environment, fit, render, values
+
+ENVIRONMENT = {
+    "global": {
+        "aws": {"region": "eu-central-1"},
+        "network": {"s3Cidrs": ["10.0.1.0/24"], "albSubnetCidrs": ["10.0.3.0/24"]},
+        "teams": {"appeals": {}},
+        "models": {
+            "summary": {
+                "source": "s3://models/summary/v7/",
+                "weightsGiB": 15.3,
+                "accelerator": "l40s",
+                "maxModelLen": 16384,
+                "replicas": {"min": 2},
+                "team": "appeals",
+            },
+            "other": {"source": "s3://models/other/v1/", "weightsGiB": 1.5, "accelerator": "l4", "maxModelLen": 4096},
+        },
+    },
+    "vllm": {"select": {"team": "appeals"}},
+    "router": {"replicas": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The environments dev and tight, where the second has a model that is too large."""
+    tight = {"global": {"models": {"huge": ENVIRONMENT["global"]["models"]["summary"] | {"weightsGiB": 50}}}}
+    (tmp_path / "dev.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
+    (tmp_path / "tight.yaml").write_text(yaml.safe_dump(tight))
+    monkeypatch.setattr(checkout, "VALUES", tmp_path)
+    return tmp_path
+
+
+def test_an_environment_is_a_name_or_a_path(folder: pathlib.Path) -> None:
+    assert _environment.load("dev") == _environment.load(str(folder / "dev.yaml")) == ENVIRONMENT
+
+
+@pytest.mark.parametrize("command", [render.main, fit.main])
+def test_an_unknown_environment_lists_the_known_ones(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["devv"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "error: no environment or values file 'devv'. Environments (values/*.yaml): dev, tight. "
+        "Name one of them, or give the path of a values file.\n"
+    )
+
+
+@pytest.mark.parametrize(("text", "problem"), [("[1]", "holds no map"), ("a: [", "not YAML"), ("", "holds no map")])
+def test_a_file_that_is_no_values_file(
+    folder: pathlib.Path, text: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.yaml").write_text(text)
+    assert values.main(["broken", "vllm"]) == 2
+    assert f"broken.yaml: {problem}" in capsys.readouterr().err
+
+
+class TestValues:
+    def test_a_chart_gets_global_and_its_own_section(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert values.main(["dev", "vllm"]) == 0
+        out, err = capsys.readouterr()
+        assert yaml.safe_load(out) == {"global": ENVIRONMENT["global"], "select": {"team": "appeals"}}
+        assert err == ""
+
+    def test_the_umbrella_takes_all(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert values.main(["dev", "inference-plane"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out) == ENVIRONMENT
+
+    def test_an_unknown_chart_lists_the_known_ones(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert values.main(["dev", "vlm"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == "error: no chart 'vlm'. Charts that install: inference-plane, router, vllm.\n"
+
+    @pytest.mark.parametrize("chart", ["vllm", "router"])
+    def test_a_chart_takes_what_is_printed(
+        self, chart: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert values.main(["dev", chart]) == 0
+        (folder / "alone.yaml").write_text(capsys.readouterr().out)
+        assert helm.template(chart, files=[folder / "alone.yaml"]).of_kind("Deployment")
+
+
+class TestRender:
+    def deployments(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
+        assert render.main([*arguments]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        objects = [document for document in yaml.safe_load_all(out) if document]
+        return {o["metadata"]["name"]: o for o in objects if o["kind"] == "Deployment"}
+
+    def test_the_umbrella_by_default(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert set(self.deployments(capsys, "dev")) == {"router", "summary"}
+
+    def test_one_chart_with_a_value_and_a_namespace_of_its_own(self, capsys: pytest.CaptureFixture[str]) -> None:
+        found = self.deployments(
+            capsys, "dev", "--chart", "vllm", "--set", "select.team=", "--set", "select.models={other}",
+            "--namespace", "team-a",
+        )  # fmt: skip
+        assert {name: o["metadata"]["namespace"] for name, o in found.items()} == {"other": "team-a"}
+
+    def test_a_refusal_is_helm_s(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert render.main(["tight"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "\n- global.models.huge: weights 50.0 + " in err
+
+
+class TestFit:
+    def test_a_table_of_every_model(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fit.main(["dev"]) == 0
+        rows = {cells[0]: cells[1:] for line in capsys.readouterr().out.splitlines() if (cells := line.split())}
+        assert rows["summary"] == "1 x l40s 1 19.3 40.2 22.9 11 of 16384 45 of 4096 yes".split()
+        assert rows["other"] == "1 x l4 1 4.0 20.1 16.6 33 of 4096 64 of 1024 yes".split()
+
+    def test_one_model_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fit.main(["dev", "summary", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert list(report) == ["summary"]
+        assert report["summary"]["haveGiB"] == 40.23
+        assert report["summary"]["devices"] == 1
+
+    def test_what_does_not_fit_is_exit_status_1_with_the_remedy(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fit.main(["tight"]) == 1
+        assert capsys.readouterr().err == (
+            "global.models.huge: weights 50.0 + overhead 2.0 + one sequence of 16384 tokens 2.0 = 54.0 GiB do not fit "
+            "40.2 GiB (44.7 GiB x 1 l40s x 0.9). Set tensorParallelSize: 2, or an accelerator with more memory.\n"
+        )
+
+    def test_an_unknown_model_lists_the_known_ones(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fit.main(["dev", "sumary"]) == 2
+        assert capsys.readouterr().err == "error: no model 'sumary' in dev. It has other, summary.\n"
+
+    def test_the_entry_s_line_from_a_config(
+        self, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = folder / "config.json"
+        config.write_text('{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, '
+                          '"hidden_size": 576, "torch_dtype": "bfloat16"}')
+        assert fit.main(["--config", str(config)]) == 0
+        out, err = capsys.readouterr()
+        assert yaml.safe_load(out) == {"kvBytesPerToken": 23040}
+        assert err.startswith("note: KV heads: 3;")
+
+    def test_a_config_that_is_not_modelled(self, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "config.json").write_text('{"kv_lora_rank": 512}')
+        assert fit.main(["--config", str(folder / "config.json")]) == 2
+        assert "latent attention" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["dev", "--config", "config.json"]])
+    def test_either_an_environment_or_a_config(self, arguments: list[str]) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            fit.main(arguments)
+        assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("command", [render.main, values.main, fit.main])
+def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command(["--help"])
+    assert exit_.value.code == 0
+    assert "example" in capsys.readouterr().out

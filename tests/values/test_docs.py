@@ -1,0 +1,58 @@
+"""The tables in the charts' READMEs say what the values files say."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from inference_plane import docs
+from inference_plane.checkout import CHARTS, ROOT
+
+READMES = docs.readmes()
+
+
+def test_the_charts_with_tables_are_the_ones_meant():
+    assert {"inference-plane", "plane-lib", "router"} <= {readme.parent.name for readme in READMES}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_the_tables_are_up_to_date(readme):
+    assert readme.read_text() == docs.generate(readme), "run scripts/docs"
+
+
+def test_a_value_a_section_and_a_map_of_entries_each_get_their_row():
+    text = "# What it is,\n# in two lines.\na:\n  # Seconds | of waiting.\n  b: 600s\n  c: {x: 1}\nmodels:\n  one: {}\n"
+    schema = {"properties": {"a": {"properties": {"c": {"description": "From the schema."}}}, "models": {"$ref": "#/definitions/m"}}}
+    definitions = {"m": {"description": "The catalogue.", "additionalProperties": {"type": "object"}}}
+    rows = list(docs.values_rows(text, yaml.compose(text), schema, definitions))
+    assert rows == [
+        ("a", "", "What it is, in two lines."),
+        ("a.b", "`600s`", "Seconds | of waiting."),
+        ("a.c", "`{x: 1}`", "From the schema."),
+        ("models", "`one`", "The catalogue."),
+    ]
+    assert "Seconds \\| of waiting." in docs.markdown(iter(rows))
+
+
+def test_the_model_table_has_every_field_of_an_entry():
+    readme = (CHARTS / "plane-lib" / "README.md").read_text()
+    table = readme.split("<!-- table: model -->")[1].split("<!-- end -->")[0]
+    definitions = json.loads((CHARTS / "plane-lib" / "values.schema.json").read_text())["definitions"]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) - {"key"} == set(definitions["model"]["properties"])
+    assert "| `residency` | `\"cluster\"` |" in table and "| `source` | required |" in table
+
+
+#: Where prose names files: each link and each path in backticks must be there.
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(CHARTS.glob("*/README.md"))]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text()
+    linked = {page.parent / link.split("#")[0] for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)}
+    named = {ROOT / path for path in re.findall(r"(?<![\w./-])((?:charts|scripts|src|tests|values|docs)/[\w./-]*[\w-])", text)}
+    # A pattern of names, or what a reader is to create.
+    made_up = ("values/prod", "values/dev", "docs/bench.md")
+    missing = sorted(str(path) for path in linked | named if not path.exists() and not str(path.relative_to(ROOT)).startswith(made_up))
+    assert missing == []
