@@ -15,7 +15,7 @@ from inference_plane.demo.client import Answer
 from inference_plane.demo.scenes import BEDROCK, FLEET, OPEN, ROUTER, SECRET, Expect, Scene, scenes
 
 FROM_FLEET = frozenset({FLEET})
-GOOD = Answer(FLEET, 200, 1, 0.2, 1.5, 40, 8, text="Hello.")
+GOOD = Answer(FLEET, 200, 1, 0.2, 1.5, 40, 8, request_id="a", text="Hello.")
 
 
 def answer(**changes: Any) -> Answer:
@@ -24,6 +24,7 @@ def answer(**changes: Any) -> Answer:
 
 def line(**changes: Any) -> dict[str, Any]:
     known = {
+        "request_id": "a",
         "model": "assistant",
         "backend": FLEET,
         "status": 200,
@@ -111,12 +112,12 @@ def test_a_leak_is_a_problem_and_so_is_a_check_that_saw_nothing() -> None:
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ([], "1 lines too few: status 200, backend fleet, attempts 1, prompt tokens 40, completion tokens 8"),
+        ([], "1 lines missing: status 200, backend fleet, attempts 1, prompt tokens 40, completion tokens 8"),
         (
             [line(), line()],
-            "1 lines too many: status 200, backend fleet, attempts 1, prompt tokens 40, completion tokens 8",
+            "1 lines of no request: status 200, backend fleet, attempts 1, prompt tokens 40, completion tokens 8",
         ),
-        ([line(), line(status=400)], "1 lines too many: status 400"),
+        ([line(), line(status=400)], "1 lines of no request: status 400"),
     ],
 )
 def test_an_audit_line_too_few_or_too_many_is_a_problem(lines: list[dict[str, Any]], problem: str) -> None:
@@ -124,12 +125,13 @@ def test_an_audit_line_too_few_or_too_many_is_a_problem(lines: list[dict[str, An
 
 
 def test_audit_lines_say_what_clients_saw() -> None:
-    refused = answer(answered_by=ROUTER, status=400, attempts=None)
-    empty = answer(answered_by="none", status=503)
-    lines = [line(status=503, attempts=2), line(), line(status=400, backend=None)]
+    refused = answer(answered_by=ROUTER, status=400, attempts=None, request_id="b")
+    empty = answer(answered_by="none", status=503, request_id="c")
+    lines = [line(request_id="c", status=503), line(), line(request_id="b", status=400, backend=None)]
     assert report.audited([GOOD, refused, empty], lines).ok
+    assert not report.audited([GOOD], [line(request_id="b")]).ok
     wrong = report.audited([GOOD], [line(completion_tokens=7)])
-    assert [problem.split(":")[0] for problem in wrong.problems] == ["1 lines too few", "1 lines too many"]
+    assert [problem.split(":")[0] for problem in wrong.problems] == ["1 lines missing", "1 lines of no request"]
 
 
 def test_equal_audit_lines_are_told_together() -> None:

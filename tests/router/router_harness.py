@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 HANG = 30.0  # seconds; a guard, far above anything that is expected
 CHAT = "/v1/chat/completions"
+LONG_SECONDS = 60  # of an answer that is under way while everything else is tested
 
 REGION_TARGET = "openai.gpt-oss-120b-1:0"
 GEOGRAPHY_TARGET = "eu.mistral.pixtral-large-2502-v1:0"
@@ -30,25 +31,36 @@ ANYWHERE_TARGET = "global.openai.gpt-oss-20b-1:0"
 BUDGET_MS = 1000
 
 
-def _model(name: str, residency: str, target: str | None = None, replicas: int = 1, **more: Any) -> dict[str, Any]:
+def model(name: str, residency: str, target: str | None = None, replicas: int = 1, **more: Any) -> dict[str, Any]:
     fallback = {"fallback": {"model": target, "retention": "none"}} if target else {}
     return {
-        "source": f"s3://models/{name}/v7/", "weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384,
-        "residency": residency, "replicas": {"min": replicas}, **fallback, **more,
+        "source": f"s3://models/{name}/v7/",
+        "weightsGiB": 15.3,
+        "accelerator": "l40s",
+        "maxModelLen": 16384,
+        "residency": residency,
+        "replicas": {"min": replicas},
+        **fallback,
+        **more,
     }
 
 
 #: One model of each kind. `night` is left alone: the answer that takes a minute runs there.
 MODELS: dict[str, dict[str, Any]] = {
-    "summary": _model(
-        "summary", "region", REGION_TARGET, replicas=2, servedNames=["org/summary:8b", "summary-latest"],
-        firstTokenBudget=f"{BUDGET_MS}ms"),
-    "intake": _model("intake", "cluster"),
-    "letters": _model("letters", "geography", GEOGRAPHY_TARGET),
-    "triage": _model("triage", "anywhere", ANYWHERE_TARGET, firstTokenBudget=f"{BUDGET_MS}ms"),
-    "embedder": _model("embedder", "cluster", api=["embeddings"]),
-    "cached": _model("cached", "cluster", api=["chat"]),
-    "night": _model("night", "region", REGION_TARGET, firstTokenBudget=f"{BUDGET_MS}ms"),
+    "summary": model(
+        "summary",
+        "region",
+        REGION_TARGET,
+        replicas=2,
+        servedNames=["org/summary:8b", "summary-latest"],
+        firstTokenBudget=f"{BUDGET_MS}ms",
+    ),
+    "intake": model("intake", "cluster"),
+    "letters": model("letters", "geography", GEOGRAPHY_TARGET),
+    "triage": model("triage", "anywhere", ANYWHERE_TARGET, firstTokenBudget=f"{BUDGET_MS}ms"),
+    "embedder": model("embedder", "cluster", api=["embeddings"]),
+    "cached": model("cached", "cluster", api=["chat"]),
+    "night": model("night", "region", REGION_TARGET, firstTokenBudget=f"{BUDGET_MS}ms"),
 }
 
 
@@ -56,7 +68,9 @@ def catalogue(models: Mapping[str, Any], **values: Any) -> dict[str, Any]:
     """The values of a router for these models."""
     return {
         "global": {
-            "aws": {"region": "eu-central-1"}, "residency": {"geography": "eu"}, "network": {"policies": False},
+            "aws": {"region": "eu-central-1"},
+            "residency": {"geography": "eu"},
+            "network": {"policies": False},
             "models": dict(models),
         },
         **values,
@@ -83,7 +97,11 @@ async def counting_engine(scope: Scope, receive: Receive, send: Send) -> None:
         usage = {"prompt_tokens": 11, "total_tokens": 11, "completion_tokens": 0, "prompt_tokens_details": None}
         return await send_json(send, 200, {**head, "object": "list", "data": data, "usage": usage})
     usage = {
-        "prompt_tokens": 40, "total_tokens": 45, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 32}}
+        "prompt_tokens": 40,
+        "total_tokens": 45,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 32},
+    }
     if not body.get("stream"):
         choice = {"index": 0, "message": {"role": "assistant", "content": "counted"}, "finish_reason": "stop"}
         return await send_json(send, 200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
@@ -165,7 +183,7 @@ class Client:
     def start(
         self, path: str, body: Any = None, headers: Headers = (), *, method: str = "", timeout: float = HANG
     ) -> concurrent.futures.Future[Reply]:
-        """Send a request. A `body` of bytes, or an async generator of them, goes out as it is, anything else as JSON."""
+        """Send a request. A `body` of bytes, or an async generator of them, goes out as it is; all else as JSON."""
         return self.run(self.request(path, body, headers, method or ("GET" if body is None else "POST"), timeout))
 
     def ask(self, path: str, body: Any = None, headers: Headers = (), **how: Any) -> Reply:
@@ -201,8 +219,7 @@ class Client:
                     parts.append(part)
             except aiohttp.ClientError as failure:
                 error = repr(failure)
-            return Reply(
-                response.status, response.headers, b"".join(parts), first, time.monotonic() - started, error)
+            return Reply(response.status, response.headers, b"".join(parts), first, time.monotonic() - started, error)
 
 
 def chat_body(model: str | None, prompt: str = "hello", **more: Any) -> dict[str, Any]:
@@ -232,7 +249,9 @@ class Traffic:
     `replies` are (seconds since the start, reply or what was raised), in the order of their ends.
     """
 
-    def __init__(self, client: Client, bodies: Sequence[Mapping[str, Any]], clients: int = 6, pause: float = 0.01) -> None:
+    def __init__(
+        self, client: Client, bodies: Sequence[Mapping[str, Any]], clients: int = 6, pause: float = 0.01
+    ) -> None:
         self.client, self.bodies, self.clients, self.pause = client, bodies, clients, pause
         self.replies: list[tuple[float, Reply | Exception]] = []
         self._stop = False
@@ -241,8 +260,10 @@ class Traffic:
     def lost(self) -> list[str]:
         """Whatever was not answered by 200 and whole."""
         return [
-            f"{at:.2f} s: {reply}" for at, reply in self.replies
-            if isinstance(reply, Exception) or reply.status != 200 or reply.error]
+            f"{at:.2f} s: {reply}"
+            for at, reply in self.replies
+            if isinstance(reply, Exception) or reply.status != 200 or reply.error
+        ]
 
     def __enter__(self) -> Traffic:
         self._started = time.monotonic()
@@ -311,7 +332,7 @@ class Audit:
 
 
 def raw_request(url: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Bytes onto a connection as no client library would send them; status, lower-case headers and body of the reply."""
+    """Send bytes as no client library would; status, headers (lower-case names) and body of the reply."""
     address = url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=HANG) as connection:
         connection.sendall(data)

@@ -13,9 +13,30 @@ from router_harness import CHAT, REGION_TARGET, Audit, Client, Reply, chat_body,
 from inference_plane.onehost.bed import Bed
 
 FIELDS = {
-    "time", "request_id", "client", "method", "path", "model", "stream", "residency", "route", "backend", "model_version",
-    "upstream", "attempts", "status", "reason", "details", "flags", "prompt_tokens", "completion_tokens",
-    "cached_tokens", "request_bytes", "response_bytes", "first_byte_ms", "duration_ms",
+    "time",
+    "request_id",
+    "client",
+    "method",
+    "path",
+    "model",
+    "stream",
+    "residency",
+    "route",
+    "backend",
+    "model_version",
+    "upstream",
+    "attempts",
+    "status",
+    "reason",
+    "details",
+    "flags",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "request_bytes",
+    "response_bytes",
+    "first_byte_ms",
+    "duration_ms",
 }
 
 
@@ -37,10 +58,22 @@ def test_a_line_says_all_that_a_bill_and_an_auditor_need(bed: Bed, client: Clien
     assert abs((datetime.datetime.now(datetime.UTC) - started).total_seconds()) < 60
     (request,) = [request for engine in bed.engines["summary"] for request in engine.requests]
     wanted = {
-        "request_id": reply.request_id, "client": "127.0.0.1", "method": "POST", "path": CHAT + "?trace=1",
-        "model": "summary", "stream": "plain", "residency": "region", "route": "summary/chat/stream",
-        "backend": "fleet", "model_version": "v7", "attempts": 1, "status": 200, "reason": None,
-        "details": "via_upstream", "request_bytes": len(body), "prompt_tokens": request.prompt_tokens,
+        "request_id": reply.request_id,
+        "client": "127.0.0.1",
+        "method": "POST",
+        "path": CHAT + "?trace=1",
+        "model": "summary",
+        "stream": "plain",
+        "residency": "region",
+        "route": "summary/chat/stream",
+        "backend": "fleet",
+        "model_version": "v7",
+        "attempts": 1,
+        "status": 200,
+        "reason": None,
+        "details": "via_upstream",
+        "request_bytes": len(body),
+        "prompt_tokens": request.prompt_tokens,
         "completion_tokens": request.completion_tokens,
     }
     assert {name: line[name] for name in wanted} == wanted
@@ -53,11 +86,16 @@ def test_a_line_says_all_that_a_bill_and_an_auditor_need(bed: Bed, client: Clien
 @pytest.mark.parametrize(
     "body",
     [
-        {}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}},
+        {},
+        {"stream": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
         {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
-        {"stream": True, "stream_options": {"include_usage": False}}, {"max_tokens": 3}, {"max_tokens": 200, "stream": True},
+        {"stream": True, "stream_options": {"include_usage": False}},
+        {"max_tokens": 3},
+        {"max_tokens": 200, "stream": True},
     ],
-    ids=["json", "stream", "usage", "continuous", "no usage", "short", "long"])
+    ids=["json", "stream", "usage", "continuous", "no usage", "short", "long"],
+)
 def test_the_tokens_of_a_line_are_those_that_the_engine_counted(
     bed: Bed, client: Client, audit: Audit, body: dict[str, object]
 ) -> None:
@@ -68,7 +106,9 @@ def test_the_tokens_of_a_line_are_those_that_the_engine_counted(
     line = audit.of(reply)
     assert (line["prompt_tokens"], line["completion_tokens"]) == (request.prompt_tokens, request.completion_tokens)
     kind = {(False, False): None, (True, False): "plain", (True, True): "usage"}
-    assert line["stream"] == kind[bool(body.get("stream")), bool((body.get("stream_options") or {}).get("include_usage"))]
+    assert (
+        line["stream"] == kind[bool(body.get("stream")), bool((body.get("stream_options") or {}).get("include_usage"))]
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
@@ -102,7 +142,11 @@ def test_bedrocks_tokens_are_counted_too(bed: Bed, client: Client, audit: Audit,
     line = audit.of(reply)
     assert _tokens(line)[:2] == (usage["prompt_tokens"], usage["completion_tokens"]) == (21, 10)
     assert (line["backend"], line["model_version"], line["model"], line["attempts"]) == (
-        "bedrock", REGION_TARGET, "summary", 3)
+        "bedrock",
+        REGION_TARGET,
+        "summary",
+        3,
+    )
 
 
 def test_a_line_counts_the_tries(bed: Bed, client: Client, audit: Audit) -> None:
@@ -133,7 +177,13 @@ def test_a_client_that_goes_away_leaves_a_line(bed: Bed, client: Client, audit: 
 def test_no_line_has_a_word_of_prompt_or_completion(bed: Bed, client: Client, audit: Audit) -> None:
     prompt = marker()
     replies: list[Reply] = []
-    for body in ({}, {"stream": True}, {"user": prompt}, {"x_test": {"fault": "draining"}}, {"x_test": {"fault": "cut"}}):
+    for body in (
+        {},
+        {"stream": True},
+        {"user": prompt},
+        {"x_test": {"fault": "draining"}},
+        {"x_test": {"fault": "cut"}},
+    ):
         replies.append(client.chat("summary", prompt, **body))
     replies.append(client.ask("/v1/embeddings", {"model": "embedder", "input": prompt}))
     replies.append(client.ask(CHAT, f'{{"model":"{prompt}","messages":["{prompt}"'.encode()))
@@ -149,7 +199,9 @@ def test_no_line_has_a_word_of_prompt_or_completion(bed: Bed, client: Client, au
 
 def test_simultaneous_requests_each_have_their_own_line(bed: Bed, client: Client, audit: Audit) -> None:
     futures = {
-        tokens: client.start(CHAT, chat_body("intake", stream=tokens % 2 == 0, max_tokens=tokens)) for tokens in range(1, 31)}
+        tokens: client.start(CHAT, chat_body("intake", stream=tokens % 2 == 0, max_tokens=tokens))
+        for tokens in range(1, 31)
+    }
     concurrent.futures.wait(futures.values(), 30)
     counted = {tokens: audit.of(future.result(0))["completion_tokens"] for tokens, future in futures.items()}
     assert counted == {tokens: tokens for tokens in futures}
@@ -160,4 +212,5 @@ def test_a_request_that_no_filter_saw_has_a_line_too(bed: Bed, client: Client, a
     assert client.ask(CHAT + "%2f", chat_body("intake")).status == 400
     wait_until(
         lambda: [line for line in audit.grow()[before:] if line["details"] == "path_normalization_failed"],
-        "the line of a path that was refused")
+        "the line of a path that was refused",
+    )

@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from router_harness import BUDGET_MS, CHAT, GEOGRAPHY_TARGET, REGION_TARGET, Audit, Client, chat_body, marker, openai_error
+from router_harness import (
+    BUDGET_MS,
+    CHAT,
+    GEOGRAPHY_TARGET,
+    REGION_TARGET,
+    Audit,
+    Client,
+    chat_body,
+    marker,
+    openai_error,
+)
 
 from inference_plane.onehost.bed import Bed
 
@@ -34,7 +44,9 @@ def test_a_stream_whose_first_token_is_late_comes_from_bedrock_after_one_budget(
 ) -> None:
     _break(bed, "summary", 0, 1, first_token_delay=4 * BUDGET)
     reply = client.chat("summary", stream=True)
-    assert (reply.status, reply.backend, reply.version, reply.attempts) == (200, "bedrock", REGION_TARGET, 3), str(reply)
+    assert (reply.status, reply.backend, reply.version, reply.attempts) == (200, "bedrock", REGION_TARGET, 3), str(
+        reply
+    )
     assert reply.events[-1] == "[DONE]" and not reply.error
     # The second pod is asked, but not with a second budget: its middleware refuses before the engine sees it.
     assert sum(_arrived(bed, "summary")) == 1
@@ -80,7 +92,9 @@ def test_the_budget_grows_with_the_prompt(bed: Bed, client: Client) -> None:
 
 
 def test_a_restricted_stream_has_no_budget(bed: Bed, client: Client) -> None:
-    reply = client.chat("summary", "x", {"x-residency": "cluster"}, stream=True, x_test={"first_token_delay": 1.5 * BUDGET})
+    reply = client.chat(
+        "summary", "x", {"x-residency": "cluster"}, stream=True, x_test={"first_token_delay": 1.5 * BUDGET}
+    )
     assert (reply.status, reply.backend) == (200, "fleet"), str(reply)
     (request,) = [request for engine in bed.engines["summary"] for request in engine.requests]
     assert "x-plane-first-token-budget" not in request.headers
@@ -179,7 +193,11 @@ def test_an_empty_fleet_without_a_fallback_says_when_to_come_back(
     _empty(bed, "intake")
     reply = client.chat("intake", stream=streams)
     assert reply.status == 503 and openai_error(reply)["type"] == "overloaded_error"
-    assert (reply.headers["retry-after"], reply.headers["x-plane-reason"], reply.backend) == ("15", "no-capacity", "none")
+    assert (reply.headers["retry-after"], reply.headers["x-plane-reason"], reply.backend) == (
+        "15",
+        "no-capacity",
+        "none",
+    )
     line = audit.of(reply)
     assert (line["status"], line["reason"], line["route"]) == (503, "no-capacity", "intake/chat")
 
@@ -227,17 +245,41 @@ def test_bedrock_gets_the_chat_and_nothing_else(bed: Bed, client: Client) -> Non
     _empty(bed, "summary")
     prompt = marker() + ' "model": "other" \\" {'
     reply = client.chat(
-        "summary", prompt, {"authorization": "Bearer secret", "cookie": "a=b", "x-tenant": "t", "x-residency": "region"},
-        temperature=0.25, max_tokens=7, stop=["\n"], user="a person", metadata={"patient": "4711"}, top_k=5, n=1,
-        priority=-1, guided_json={}, x_test={"tokens": 3}, store=True)
+        "summary",
+        prompt,
+        {"authorization": "Bearer secret", "cookie": "a=b", "x-tenant": "t", "x-residency": "region"},
+        temperature=0.25,
+        max_tokens=7,
+        stop=["\n"],
+        user="a person",
+        metadata={"patient": "4711"},
+        top_k=5,
+        n=1,
+        priority=-1,
+        guided_json={},
+        x_test={"tokens": 3},
+        store=True,
+    )
     assert (reply.status, reply.backend) == (200, "bedrock"), str(reply)
     (call,) = bed.bedrock.calls
     assert call.body == {
-        "model": REGION_TARGET, "messages": [{"role": "user", "content": prompt}], "temperature": 0.25, "max_tokens": 7,
-        "stop": ["\n"]}
+        "model": REGION_TARGET,
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0.25,
+        "max_tokens": 7,
+        "stop": ["\n"],
+    }
     assert set(call.headers) == {
-        "host", "accept", "user-agent", "content-type", "content-length", "authorization", "x-amz-date",
-        "x-amz-security-token", "x-amz-content-sha256"}
+        "host",
+        "accept",
+        "user-agent",
+        "content-type",
+        "content-length",
+        "authorization",
+        "x-amz-date",
+        "x-amz-security-token",
+        "x-amz-content-sha256",
+    }
     assert call.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=")  # the stand-in checked it
 
 

@@ -41,7 +41,8 @@ def test_a_model_is_added_and_one_removed_under_traffic(catalogue_of: Bed, clien
     models = {**{name: entry for name, entry in MODELS.items() if name != "triage"}, "fresh": FRESH}
     assert client.chat("fresh").status == 404 and client.chat("triage").status == 200
     under_way = client.start(
-        "/v1/chat/completions", chat_body("triage", stream=True, x_test={"token_delay": 0.1, "tokens": 25}))
+        "/v1/chat/completions", chat_body("triage", stream=True, x_test={"token_delay": 0.1, "tokens": 25})
+    )
     wait_until(lambda: len(bed.engines["triage"][0].requests) == 2, "the stream at its engine")
     pid = bed.router.process.pid
     with Traffic(client, [chat_body("summary"), chat_body("summary", stream=True), chat_body("intake")]) as traffic:
@@ -71,34 +72,45 @@ def test_a_changed_fallback_acts(catalogue_of: Bed, client: Client) -> None:
     assert len(bed.bedrock.calls) == calls
 
 
+#: Envoy counts a file that it cannot read as a failure, and one that makes no sense as rejected.
 BROKEN = {
-    "half a file": lambda text: text[: len(text) // 2],
-    "no JSON": lambda text: "{]",
-    "a field that nobody knows": lambda text: text.replace('"domains"', '"domain"', 1),
-    "a bad regular expression": lambda text: text.replace('"regex":"^(', '"regex":"^((', 1),
+    "half a file": ("routes", "update_failure", lambda text: text[: len(text) // 2]),
+    "no JSON": ("routes", "update_failure", lambda text: "{]"),
+    "an absent field": ("routes", "update_rejected", lambda text: text.replace('"domains"', '"domain"', 1)),
+    "a bad pattern": ("routes", "update_rejected", lambda text: text.replace('"regex":"^(', '"regex":"^((', 1)),
+    "a value that nobody knows": (
+        "clusters",
+        "update_rejected",
+        lambda text: text.replace('"LEAST_REQUEST"', '"LEAST_REQUESTS"', 1),
+    ),
+    "half of the clusters": ("clusters", "update_failure", lambda text: text[: len(text) // 2]),
+    "a bad cluster": (
+        "clusters",
+        "update_rejected",
+        lambda text: text.replace('"connect_timeout":"1s"', '"connect_timeout":"-1s"', 1),
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_file_is_rejected_and_the_last_good_one_stays(catalogue_of: Bed, client: Client, kind: str) -> None:
     bed = catalogue_of
-    names = ["http.plane.rds.plane.update_rejected", "http.plane.rds.plane.update_failure"]
+    file, counter, change = BROKEN[kind]
+    update = {"routes": "http.plane.rds.plane", "clusters": "cluster_manager.cds"}[file]
+    names = [f"{update}.{name}" for name in ("update_rejected", "update_failure", "update_success")]
+    good = bed.render.find("ConfigMap", "router-xds")["data"][f"{file}.json"]
+    assert change(good) != good
     before = bed.router.stats(names)
-    _replace(bed, "routes.json", BROKEN[kind](_routes_of(bed.render)))
     with Traffic(client, [chat_body("summary"), chat_body("intake")]) as traffic:
+        _replace(bed, f"{file}.json", change(good))
         after = wait_until(
-            lambda: (stats := bed.router.stats(names)) != before and stats, "Envoy's word that it refused the file")
-    assert sum(after.values()) > sum(before.values()) and not traffic.lost
-    if kind == "a bad regular expression":
-        assert after[names[0]] == before[names[0]] + 1
-    assert client.chat("summary").status == 200
-
-
-def test_broken_clusters_are_rejected_and_the_last_good_ones_stay(catalogue_of: Bed, client: Client) -> None:
-    bed = catalogue_of
-    good = bed.render.find("ConfigMap", "router-xds")["data"]["clusters.json"]
-    before = bed.router.stats(["cluster_manager.cds.update_rejected"])
-    _replace(bed, "clusters.json", good.replace('"LEAST_REQUEST"', '"NO_SUCH_POLICY"', 1))
-    names = ["cluster_manager.cds.update_rejected", "cluster_manager.cds.update_failure"]
-    wait_until(lambda: bed.router.stats(names) != {**dict.fromkeys(names, 0), **before}, "Envoy's refusal")
-    assert client.chat("summary").status == 200
+            lambda: (stats := bed.router.stats(names)) != before and stats, "Envoy's word on the broken file"
+        )
+        assert [client.chat(model).status for model in ("summary", "letters", "triage")] == [200] * 3
+    assert after == {**before, f"{update}.{counter}": before[f"{update}.{counter}"] + 1}
+    assert len(traffic.replies) > 3 and not traffic.lost
+    _replace(bed, f"{file}.json", good)
+    wait_until(
+        lambda: bed.router.stats(names)[f"{update}.update_success"] > after[f"{update}.update_success"],
+        "Envoy takes the next good one",
+    )

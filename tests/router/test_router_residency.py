@@ -148,7 +148,8 @@ def test_a_hop_by_hop_header_cannot_take_the_residency_away(bed: Bed, name: str)
     body = json.dumps(chat_body("summary", prompt)).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-residency: cluster\r\n{name}: close, x-residency\r\n"
-        f"content-length: {len(body)}\r\n\r\n")
+        f"content-length: {len(body)}\r\n\r\n"
+    )
     status, _, _ = raw_request(bed.url, head.encode() + body)
     assert status in (400, 503) and bed.bedrock.seen(prompt) == 0
 
@@ -225,7 +226,11 @@ def test_forged_headers_change_nothing_and_do_not_reach_an_engine(bed: Bed, clie
     assert not forged
     own = {name for name in received.headers if name.startswith(("x-plane-", "x-envoy-", "x-inference-"))}
     assert own == {
-        "x-plane-model", "x-envoy-attempt-count", "x-envoy-expected-rq-timeout-ms", "x-envoy-external-address"}
+        "x-plane-model",
+        "x-envoy-attempt-count",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-external-address",
+    }
     line = audit.of(reply)
     assert (line["model"], line["stream"], line["prompt_tokens"]) == ("intake", None, received.prompt_tokens)
     assert bed.bedrock.seen(prompt) == 0

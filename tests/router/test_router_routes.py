@@ -17,7 +17,8 @@ LIMIT = 16 * 1024 * 1024
 def _upstream_requests(bed: Bed) -> dict[str, int]:
     return bed.router.stats(
         [f"cluster.fleet/{name}.upstream_rq_total" for name in bed.engines]
-        + [f"cluster.bedrock/{name}.upstream_rq_total" for name in bed.engines])
+        + [f"cluster.bedrock/{name}.upstream_rq_total" for name in bed.engines]
+    )
 
 
 def _received(bed: Bed, model: str) -> list[Any]:
@@ -30,7 +31,8 @@ def test_the_model_in_the_body_decides_who_answers(bed: Bed, client: Client, mod
     assert (reply.status, reply.backend, reply.version) == (200, "fleet", "v7"), str(reply)
     assert reply.json["model"] == model
     assert {name: len(_received(bed, name)) for name in ("summary", "intake", "letters", "triage")} == {
-        name: int(name == model) for name in ("summary", "intake", "letters", "triage")}
+        name: int(name == model) for name in ("summary", "intake", "letters", "triage")
+    }
 
 
 def test_the_path_form_needs_no_model_in_the_body(bed: Bed, client: Client) -> None:
@@ -162,11 +164,20 @@ def test_a_model_without_an_engine_is_still_listed(bed: Bed, client: Client) -> 
 @pytest.mark.parametrize(
     ("model", "path"),
     [
-        ("summary", "/v1/embeddings"), ("summary", "/v1/responses"), ("embedder", CHAT), ("embedder", "/v1/completions"),
-        ("cached", "/v1/completions"), ("intake", "/v1/score"), ("intake", "/v1/load_lora_adapter"),
-        ("intake", "/v1/chat/completions/render"), ("intake", "/v1/models"), ("intake", "/v1/chat/completions/"),
-        ("intake", "/v1/CHAT/completions"), ("intake", "/v1/chat/completions;x"),
-    ])
+        ("summary", "/v1/embeddings"),
+        ("summary", "/v1/responses"),
+        ("embedder", CHAT),
+        ("embedder", "/v1/completions"),
+        ("cached", "/v1/completions"),
+        ("intake", "/v1/score"),
+        ("intake", "/v1/load_lora_adapter"),
+        ("intake", "/v1/chat/completions/render"),
+        ("intake", "/v1/models"),
+        ("intake", "/v1/chat/completions/"),
+        ("intake", "/v1/CHAT/completions"),
+        ("intake", "/v1/chat/completions;x"),
+    ],
+)
 def test_a_path_that_the_models_api_does_not_have_is_404(
     bed: Bed, client: Client, audit: Audit, model: str, path: str
 ) -> None:
@@ -190,9 +201,27 @@ def test_what_an_engine_serves_beside_its_api_cannot_be_reached(
     before = _upstream_requests(bed)
     body = None if method in ("GET", "HEAD") else chat_body("intake")
     for path in (
-        "/metrics", "/health", "/ping", "/load", "/version", "/tokenize", "/detokenize", "/invocations", "/docs",
-        "/openapi.json", "/server_info", "/reset_prefix_cache", "/sleep", "/pause", "/scale_elastic_ep", "/", "/v2/x",
-        "/clusters", "/stats", "/quitquitquit", "/ready",
+        "/metrics",
+        "/health",
+        "/ping",
+        "/load",
+        "/version",
+        "/tokenize",
+        "/detokenize",
+        "/invocations",
+        "/docs",
+        "/openapi.json",
+        "/server_info",
+        "/reset_prefix_cache",
+        "/sleep",
+        "/pause",
+        "/scale_elastic_ep",
+        "/",
+        "/v2/x",
+        "/clusters",
+        "/stats",
+        "/quitquitquit",
+        "/ready",
     ):
         reply = client.ask(prefix + path, body, method=method)
         assert reply.status == 404, f"{method} {prefix + path}: {reply}"
@@ -202,8 +231,16 @@ def test_what_an_engine_serves_beside_its_api_cannot_be_reached(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", CHAT), ("DELETE", CHAT), ("PUT", CHAT), ("DELETE", "/v1/models/intake"), ("POST", "/v1/models/intake"),
-     ("POST", "/v1/models"), ("PATCH", "/intake" + CHAT)])
+    [
+        ("GET", CHAT),
+        ("DELETE", CHAT),
+        ("PUT", CHAT),
+        ("DELETE", "/v1/models/intake"),
+        ("POST", "/v1/models/intake"),
+        ("POST", "/v1/models"),
+        ("PATCH", "/intake" + CHAT),
+    ],
+)
 def test_another_method_than_the_apis_is_404(bed: Bed, client: Client, method: str, path: str) -> None:
     before = _upstream_requests(bed)
     reply = client.ask(path, None if method == "GET" else chat_body("intake"), method=method)
@@ -214,13 +251,32 @@ def test_another_method_than_the_apis_is_404(bed: Bed, client: Client, method: s
 @pytest.mark.parametrize(
     "target",
     [
-        "/v1/../metrics", "/v1/chat/completions/../../../metrics", "/v1/%2e%2e/metrics", "/v1/.%2e/metrics",
-        "/v1/%2e%2e%2fmetrics", "/v1%2f..%2fmetrics", "/v1\\..\\metrics", "//metrics", "//v1/../metrics", "/./metrics",
-        "/V1/chat/completions", "/v1;/chat/completions", "/v1/chat/completions;/../metrics", "/intake/v1/../metrics",
-        "/intake/../metrics", "/intake/v1/..;/metrics", "/v1/v1/chat/completions", "/intake/intake/v1/chat/completions",
-        "/v1/chat%2fcompletions", "/v1/chat/completions%00", "/v1/%63hat/completions%3f", "http://x/metrics", "*",
+        "/v1/../metrics",
+        "/v1/chat/completions/../../../metrics",
+        "/v1/%2e%2e/metrics",
+        "/v1/.%2e/metrics",
+        "/v1/%2e%2e%2fmetrics",
+        "/v1%2f..%2fmetrics",
+        "/v1\\..\\metrics",
+        "//metrics",
+        "//v1/../metrics",
+        "/./metrics",
+        "/V1/chat/completions",
+        "/v1;/chat/completions",
+        "/v1/chat/completions;/../metrics",
+        "/intake/v1/../metrics",
+        "/intake/../metrics",
+        "/intake/v1/..;/metrics",
+        "/v1/v1/chat/completions",
+        "/intake/intake/v1/chat/completions",
+        "/v1/chat%2fcompletions",
+        "/v1/chat/completions%00",
+        "/v1/%63hat/completions%3f",
+        "http://x/metrics",
+        "*",
         "/intake/v1/models/../../metrics",
-    ])
+    ],
+)
 def test_a_crafted_path_reaches_nothing(bed: Bed, target: str) -> None:
     before = _upstream_requests(bed)
     body = json.dumps(chat_body("intake")).encode()
@@ -232,7 +288,8 @@ def test_a_crafted_path_reaches_nothing(bed: Bed, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["x_plane_model: summary", "x_residency: anywhere", "content_length: 5", "x-request-id : 1", "x-a:\x00b"])
+    "line", ["x_plane_model: summary", "x_residency: anywhere", "content_length: 5", "x-request-id : 1", "x-a:\x00b"]
+)
 def test_a_header_that_other_software_could_read_differently_is_refused(bed: Bed, line: str) -> None:
     body = json.dumps(chat_body("intake")).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\n{line}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
@@ -241,7 +298,9 @@ def test_a_header_that_other_software_could_read_differently_is_refused(bed: Bed
     assert not _received(bed, "intake")
 
 
-@pytest.mark.parametrize("line", ["content-length: 5\r\ntransfer-encoding: chunked", "content-length: 5\r\ncontent-length: 6"])
+@pytest.mark.parametrize(
+    "line", ["content-length: 5\r\ntransfer-encoding: chunked", "content-length: 5\r\ncontent-length: 6"]
+)
 def test_a_request_with_two_lengths_is_refused(bed: Bed, line: str) -> None:
     status, _, _ = raw_request(bed.url, f"POST {CHAT} HTTP/1.1\r\nhost: x\r\n{line}\r\n\r\n0\r\n\r\n".encode())
     assert status == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.processes import Processes, free_port
 from inference_plane.onehost.router import Router, local_values, write_files
 
+#: What Envoy itself calls work in progress, and the plane uses knowingly: the usage of streams.
+WORK_IN_PROGRESS = re.compile(r"(sse_to_metadata|content_parsers\.json)\.v3\..*marked as work-in-progress")
 EXAMPLES = sorted(file for chart in ("router", "inference-plane") for file in CHARTS.glob(f"{chart}/ci/*-values.yaml"))
 
 
@@ -31,18 +34,21 @@ def test_envoy_accepts_the_render_of(file: Path, tmp_path: Path) -> None:
     command = [shutil.which("envoy") or "envoy", "--mode", "validate", "--config-path", "bootstrap/bootstrap.json"]
     done = subprocess.run(command, cwd=bare, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "[warning]" not in done.stderr and "deprecated" not in done.stderr.lower(), done.stderr
+    noted = [line for line in done.stderr.splitlines() if "[warning]" in line or "deprecated" in line.lower()]
+    assert not [line for line in noted if not WORK_IN_PROGRESS.search(line)]
 
     with DnsServer() as dns, Processes() as processes:
         values = local_values(
-            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=dns.port, bedrock_port=443)
+            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=dns.port, bedrock_port=443
+        )
         del values["bedrock"]  # the Region's own name, with TLS; nobody has it here
         render = _render(file, values)
         router = Router(processes, render, tmp_path / "router", {})
         files = render.find("ConfigMap", "router-xds")["data"]
         clusters = {resource["name"] for resource in json.loads(files["clusters.json"])["resources"]}
         wait_until(
-            lambda: {name.split("::")[0] for name in router.admin("/clusters").split()} >= clusters, "every cluster")
+            lambda: {name.split("::")[0] for name in router.admin("/clusters").split()} >= clusters, "every cluster"
+        )
         for update in ("cluster_manager.cds", "http.plane.rds.plane"):
             wanted = {f"{update}.update_rejected": 0, f"{update}.update_failure": 0, f"{update}.update_success": 1}
             assert router.stats(wanted) == wanted

@@ -53,7 +53,8 @@ def catalogue(count: int) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for number in range(count):
         models[f"model-{number:03}"] = {
-            "source": f"s3://models/model-{number:03}/v1/", "weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384,
+            "source": f"s3://models/model-{number:03}/v1/", "weightsGiB": 15.3,
+            "accelerator": "l40s", "maxModelLen": 16384,
         }
         if number % 2:
             models[f"model-{number:03}"] |= {

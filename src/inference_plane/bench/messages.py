@@ -34,19 +34,22 @@ CASES = (
 )
 
 
-def prompt(length: int) -> str:
-    """A text whose JSON form has exactly `length` bytes, quotes included. Raises ValueError below 2."""
-    if length < 2:
-        raise ValueError(f"a JSON string has at least 2 bytes, {length} were asked for")
-    lines, number = [], 1
-    left = length - 2
+def prompt(length: int, serial: int = 0) -> str:
+    """A text whose JSON form has exactly `length` bytes, quotes included; each `serial` below 10,000 has its own.
+
+    Raises ValueError for a length below 7.
+    """
+    if length < 7:
+        raise ValueError(f"a prompt's JSON string has at least 7 bytes, {length} were asked for")
+    lines, number = [f"{serial:04} "], 1
+    left = length - 7
     while (line := _LINE.format(number=number)) and (size := len(json.dumps(line)) - 2) <= left:
         lines.append(line)
         left, number = left - size, number + 1
     return "".join(lines) + "x" * left
 
 
-def body(case: Case, model: str) -> bytes:
+def body(case: Case, model: str, serial: int = 0) -> bytes:
     """The JSON body of a chat completion of exactly `case.prompt_bytes` bytes, compact as OpenAI's clients write it."""
     def document(content: str) -> dict[str, object]:
         rest = {"messages": [{"role": "user", "content": content}], "max_tokens": 256, "temperature": 0}
@@ -57,12 +60,12 @@ def body(case: Case, model: str) -> bytes:
     def encoded(content: str) -> bytes:
         return json.dumps(document(content), separators=(",", ":")).encode()
 
-    return encoded(prompt(case.prompt_bytes - len(encoded("")) + 2))
+    return encoded(prompt(case.prompt_bytes - len(encoded("")) + 2, serial))
 
 
-def request(case: Case, model: str) -> bytes:
+def request(case: Case, model: str, serial: int = 0) -> bytes:
     """The whole HTTP/1.1 request, with the headers that OpenAI's Python client and an ALB put on it."""
-    content = body(case, model)
+    content = body(case, model, serial)
     headers = {
         "host": "inference.internal.example",
         "x-forwarded-for": "10.0.3.17",

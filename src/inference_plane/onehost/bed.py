@@ -3,6 +3,7 @@
 The catalogue is an ordinary values file. Every model gets as many engines as its `replicas.min`; an engine is a pod of
 the model's headless Service, at an address of its own and on the port that the chart says.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -35,8 +36,14 @@ class Bed(contextlib.ExitStack):
     """
 
     def __init__(
-        self, folder: Path, *, files: Sequence[str | Path] = (), values: Mapping[str, Any] | None = None,
-        namespace: str = "inference", apps: Mapping[str, App] | None = None, **engine: Any,
+        self,
+        folder: Path,
+        *,
+        files: Sequence[str | Path] = (),
+        values: Mapping[str, Any] | None = None,
+        namespace: str = "inference",
+        apps: Mapping[str, App] | None = None,
+        **engine: Any,
     ) -> None:
         super().__init__()
         self.folder, self.files, self.namespace = folder, list(files), namespace
@@ -55,17 +62,22 @@ class Bed(contextlib.ExitStack):
     def _start(self, stack: contextlib.ExitStack) -> None:
         self.dns = stack.enter_context(DnsServer())
         self.processes = stack.enter_context(Processes())
-        self.bedrock = Bedrock(models=frozenset(fallback_models(self.values)), region=self.values["global"]["aws"]["region"])
+        self.bedrock = Bedrock(
+            models=frozenset(fallback_models(self.values)), region=self.values["global"]["aws"]["region"]
+        )
         bedrock = stack.enter_context(ServerThread(self.bedrock))
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(
-            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=self.dns.port,
-            bedrock_port=bedrock.port)
+            port=free_port(),
+            status_port=free_port(),
+            no_capacity_port=free_port(),
+            dns_port=self.dns.port,
+            bedrock_port=bedrock.port,
+        )
         for name, entry in self.values["global"]["models"].items():
             count = (entry.get("replicas") or {}).get("min", 1)
             self.engines[name] = [
-                stack.enter_context(self._engine(name, address))
-                for address in free_addresses(count, ENGINE_PORT)
+                stack.enter_context(self._engine(name, address)) for address in free_addresses(count, ENGINE_PORT)
             ]
             self.scale(name, count)
         self.render = self.rendered(self.values)
@@ -119,7 +131,8 @@ class Bed(contextlib.ExitStack):
         if model in self.apps:
             return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT)
         return ReplayEngine(
-            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine)
+            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
+        )
 
 
 def fallback_models(values: Mapping[str, Any]) -> set[str]:
