@@ -499,7 +499,7 @@ def test_a_drain_that_does_not_add_up_is_refused():
     ]
     assert refusal(drain={"endpointStalenessSeconds": 9}) == [
         "- drain.endpointStalenessSeconds: 9 is less than 10. A pod's DNS record lives for 5 s (30 s under kubeadm and "
-        "kind) and the router asks every 5 s, so requests still come that long to an engine that refuses them. "
+        "kind) and caches may hold it as long, so requests still come that long to an engine that refuses them. "
         "Set 10 or more."
     ]
     assert refusal(drain={"bufferSeconds": 4}) == [

@@ -26,6 +26,9 @@ lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
 # A pod that left the Service takes no more requests, though it still answers health checks while it drains.
 ignore_health_on_host_removal: true
+# A lost node sends no reset: 30 s without an answer to a probe say that it is gone.
+upstream_connection_options:
+  tcp_keepalive: {keepalive_time: 15, keepalive_interval: 5, keepalive_probes: 3}
 common_lb_config:
   # Never send to the unhealthy because too few are healthy.
   healthy_panic_threshold: {value: 0}
@@ -54,7 +57,8 @@ circuit_breakers:
     - max_connections: {{ $values.limits.connections }}
       max_pending_requests: {{ $values.limits.pendingRequests }}
       max_requests: {{ $values.limits.requests }}
-      max_retries: {{ $values.limits.requests }}
+      # A request that went on to Amazon Bedrock counts as a retry of the fleet until it ends.
+      max_retries: {{ add $values.limits.requests (mul 2 $values.fallback.maxConcurrent) }}
       track_remaining: true
 health_checks:
   - timeout: {{ include "router.seconds" $values.health.timeout }}

@@ -41,6 +41,8 @@ resources:
     virtual_hosts:
       - name: plane
         domains: ["*"]
+        # What a client proved to the plane is no business of an engine.
+        request_headers_to_remove: [authorization, cookie]
         include_request_attempt_count: true
         include_attempt_count_in_response: true
         request_body_buffer_limit: {{ mul .Values.maxBodyMiB 1048576 }}

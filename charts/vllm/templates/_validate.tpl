@@ -46,7 +46,7 @@ catalogue that concern every chart.
 {{- if lt (int $drain.endpointStalenessSeconds) 10 -}}
 {{- include "plane.refusal" (list "drain.endpointStalenessSeconds"
       (printf "%d is less than 10" (int $drain.endpointStalenessSeconds))
-      (print "A pod's DNS record lives for 5 s (30 s under kubeadm and kind) and the router asks every 5 s, "
+      (print "A pod's DNS record lives for 5 s (30 s under kubeadm and kind) and caches may hold it as long, "
              "so requests still come that long to an engine that refuses them")
       "10 or more") -}}
 {{- end -}}
