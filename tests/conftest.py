@@ -1,6 +1,18 @@
-"""Options of the whole test suite."""
+"""Options of the whole test suite, and how it is spread over processes."""
+
+import pathlib
+from collections import Counter
 
 import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+#: Folders whose tests share nothing, so that any process can run any of them. Elsewhere a file stays in one process,
+#: because its tests share what they start.
+INDEPENDENT = {"charts", "render", "values", "manifests"}
+
+#: What waits longest comes first, so that the rest fills the time.
+FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
 
 
 def pytest_addoption(parser):
@@ -10,3 +22,31 @@ def pytest_addoption(parser):
 @pytest.fixture
 def update_golden(request):
     return request.config.getoption("--update-golden")
+
+
+def place(item):
+    """A test's file under tests/."""
+    return item.path.relative_to(HERE).as_posix()
+
+
+def turn(item):
+    return next((number for number, start in enumerate(FIRST) if place(item).startswith(start)), len(FIRST))
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=turn)
+    for item in items:
+        if place(item).split("/")[0] not in INDEPENDENT:
+            item.add_marker(pytest.mark.xdist_group(place(item)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts by folder, since one run covers every layer."""
+    counts = Counter()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if getattr(report, "when", "call") == "call" or outcome != "passed":
+                counts[report.nodeid.removeprefix("tests/").split("/")[0].split("::")[0], outcome] += 1
+    terminalreporter.section("by folder", sep="-")
+    for (folder, outcome), number in sorted(counts.items()):
+        terminalreporter.write_line(f"{folder:20} {number:5} {outcome}")

@@ -1,14 +1,11 @@
 """The answer that takes longer than every guard but the request's own timeout."""
 
-from __future__ import annotations
-
-import concurrent.futures
-
-from router_harness import LONG_SECONDS, Reply
+from router_harness import CHAT, LONG_SECONDS, Client, chat_body
 
 
-def test_an_answer_that_takes_a_minute_comes_from_the_fleet(long_answer: concurrent.futures.Future[Reply]) -> None:
-    """Started when the session began (conftest), collected last: it costs no time of its own."""
-    reply = long_answer.result(2 * LONG_SECONDS)
+def test_an_answer_that_takes_a_minute_comes_from_the_fleet(client: Client) -> None:
+    """Waits a minute and works for none of it, so it is the first to start where tests run in several processes."""
+    body = chat_body("night", x_test={"answer_delay": LONG_SECONDS})
+    reply = client.ask(CHAT, body, timeout=2 * LONG_SECONDS)
     assert (reply.status, reply.backend, reply.attempts, reply.error) == (200, "fleet", 1, ""), str(reply)
     assert reply.total >= LONG_SECONDS
