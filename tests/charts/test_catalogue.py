@@ -436,6 +436,55 @@ def test_a_model_s_name_is_the_name_of_a_service(chart: pathlib.Path, name: str)
         helm.template(chart, values={"global": {"models": {name: SUMMARY}}})
 
 
+#: What an entry must say itself, because a default would be a guess, and what it may not say; the path that is told.
+WRONG_FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "a fallback that says nothing of retention": (
+        one(residency="region", fallback={"model": FALLBACK["model"]}),
+        "at '/global/models/summary/fallback': missing property 'retention'",
+    ),
+    "a retention that is not the account's": (
+        one(residency="region", fallback={**FALLBACK, "retention": "zero"}),
+        "at '/global/models/summary/fallback/retention': value must be one of",
+    ),
+    "a residency that nobody knows": (
+        one(residency="country"),
+        "at '/global/models/summary/residency': value must be one of 'cluster', 'region', 'geography', 'anywhere'",
+    ),
+    "a misspelt residency": (
+        one(residencey="region"),
+        "at '/global/models/summary': additional properties 'residencey' not allowed",
+    ),
+    "a misspelt field of the defaults": (
+        {"modelDefaults": {"residencey": "region"}},
+        "at '/global/modelDefaults': additional properties 'residencey' not allowed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FORMS)
+def test_the_schema_refuses(chart: pathlib.Path, case: str) -> None:
+    overlay, message = WRONG_FORMS[case]
+    with pytest.raises(helm.HelmError, match="values don't meet the specifications of the schema") as refused:
+        helm.template(chart, files=[chart.parent / "base.yaml"], values={"global": overlay})
+    assert message in str(refused.value)
+
+
+def test_a_model_stays_in_the_cluster_unless_its_entry_or_a_default_says_otherwise(chart: pathlib.Path) -> None:
+    overlay = {
+        "modelDefaults": {"profiles": {"wide": {"residency": "region", "fallback": FALLBACK}}},
+        "models": {
+            "wide": {**SUMMARY, "profile": "wide"},
+            "kept": {**SUMMARY, "profile": "wide", "residency": "cluster", "fallback": None},
+        },
+    }
+    models = resolved(chart, overlay)
+    assert {name: (model["residency"], model.get("reach")) for name, model in models.items()} == {
+        "summary": ("cluster", None),
+        "wide": ("region", "region"),
+        "kept": ("cluster", None),
+    }
+
+
 @pytest.mark.parametrize("installed", checkout.INSTALLABLE)
 def test_every_chart_validates_the_catalogue(chart: pathlib.Path, installed: str) -> None:
     overlay = {"global": one(source="s3://models/summary/latest/", accelerator="l40x")}

@@ -112,10 +112,10 @@ def test_the_first_chat_route_keeps_a_tighter_residency_in_the_fleet(model, wide
         route for route in by_model[model]["action"]["typed_config"]["routes"]
         if route["match"].get("path") == "/v1/chat/completions"
     ]  # fmt: skip
-    assert chat[0]["match"]["headers"][1] == {"name": "x-residency", "present_match": True}
-    (narrow,) = chat[0]["match"]["dynamic_metadata"]
-    assert (narrow["filter"], narrow["path"], narrow["invert"]) == ("inference-plane", [{"key": "residency"}], True)
-    assert narrow["value"]["string_match"]["safe_regex"]["regex"] == wide_enough
+    _, present, narrow = chat[0]["match"]["headers"]
+    assert present == {"name": "x-residency", "present_match": True}
+    assert (narrow["name"], narrow["invert_match"]) == ("x-residency", True)
+    assert narrow["string_match"]["safe_regex"]["regex"] == wide_enough
     assert chat[0]["route"]["cluster"] == f"fleet/{model}"
 
 
@@ -142,6 +142,12 @@ def test_a_changed_catalogue_restarts_nothing_and_a_changed_listener_does():
     same = checksum({})
     assert checksum({"global": {"models": {"records": {"enabled": False}}}}) == same
     assert checksum({"maxBodyMiB": 8}) != same
+
+
+def test_a_leaving_pod_serves_as_long_as_it_says_and_is_not_killed_before():
+    pod = render({"drainSeconds": 90}).find("Deployment", "router")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 90}}}
+    assert pod["terminationGracePeriodSeconds"] > 90
 
 
 def test_the_policy_names_every_flow_and_no_other():

@@ -48,6 +48,7 @@ def test_only_listed_headers_leave(bedrock):
         "content-length": str(len(result.body)),
         "user-agent": "inference-plane",
         "accept": "text/event-stream",
+        "x-request-id": "1",
     }
 
 

@@ -80,7 +80,7 @@ def test_bedrock_leg(tmp_path):
         assert_signed_rewrite(seen, body)
         assert json.loads(seen[2]).keys() == {"model", "messages", "seed"}
         assert seen[1].keys() == {
-            "host", "accept", "user-agent", "content-type", "content-length",
+            "host", "accept", "user-agent", "content-type", "content-length", "x-request-id",
             "x-amz-content-sha256", "x-amz-date", "authorization",
         }  # fmt: skip
 

@@ -200,3 +200,23 @@ def test_messages_fit_headers_and_json_strings_and_repeat_no_input():
     for message in WORDS.values():
         assert message.isascii() and message.isprintable() and len(message) < 120
         assert json.dumps(message) == f'"{message}"'
+
+
+@pytest.mark.parametrize(("given", "kept"), [
+    ("cluster", "cluster"),
+    ("region", "region"),
+    ("geography", "geography"),
+    ("anywhere", "anywhere"),
+    ("", "cluster"),
+    ("Anywhere", "cluster"),
+    ("anywhere ", "cluster"),
+    ("global", "cluster"),
+    ("cluster,anywhere", "cluster"),  # as Envoy joins a repeated header
+    ("anywhere,anywhere", "cluster"),
+])
+def test_a_residency_that_is_not_one_known_word_is_the_tightest(route, given, kept):
+    assert route(body=b'{"model":"m"}', headers={"x-residency": given}).headers["x-residency"] == kept
+
+
+def test_no_residency_is_added(route):
+    assert "x-residency" not in route(body=b'{"model":"m"}').headers

@@ -30,6 +30,37 @@ def test_helm_lint_finds_nothing(case, tmp_path):
     assert "[WARNING]" not in printed and "[ERROR]" not in printed
 
 
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_every_flow_of_a_policy_names_its_peers_and_its_ports(case):
+    """Kubernetes takes an absent list of peers for everybody, and an absent list of ports for every port."""
+    for policy in helm.template(case.chart, values=case.values).of_kind("NetworkPolicy"):
+        spec, name = policy["spec"], policy["metadata"]["name"]
+        assert spec["podSelector"]["matchLabels"] and set(spec["policyTypes"]) == {"Ingress", "Egress"}, name
+        if "helm.sh/hook" in policy["metadata"].get("annotations", {}):
+            continue  # The stranger of `helm test` tries ports that are none of its business.
+        for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
+            assert rule.get("from") or rule.get("to"), (name, rule)
+            assert rule.get("ports") and all(port.get("port") for port in rule["ports"]), (name, rule)
+        for peer in [peer for rule in spec.get("egress", []) for peer in rule["to"]]:
+            # Nothing is called that is not one kind of pod or an address.
+            assert peer.get("podSelector", {}).get("matchLabels") or peer.get("ipBlock"), (name, peer)
+            assert not peer.get("ipBlock", {}).get("cidr", "").endswith("/0"), (name, peer)
+
+
+#: Programs that need a writable root, and why.
+WRITABLE = {"vllm": "the NVIDIA container runtime writes links to its libraries there"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_no_container_can_write_its_root_but_where_the_reason_is_known(case):
+    for document in helm.template(case.chart, values=case.values).objects:
+        pod = document["spec"] if document["kind"] == "Pod" else document.get("spec", {}).get("template", {}).get("spec")
+        for container in [*pod["containers"], *pod.get("initContainers", [])] if pod else ():
+            context = container["securityContext"]
+            known = container["name"] in WRITABLE and "nvidia.com/gpu" in container["resources"]["limits"]
+            assert context["readOnlyRootFilesystem"] is not known, (document["metadata"]["name"], container["name"])
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "/ci/" not in case.name], ids=lambda case: case.name)
 def test_a_chart_alone_renders_what_the_umbrella_renders_of_it(case):
     """Splitting an environment over several releases changes no object but for the chart's own name in labels."""

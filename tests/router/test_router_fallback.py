@@ -15,6 +15,7 @@ from router_harness import (
     chat_body,
     marker,
     openai_error,
+    wait_until,
 )
 
 from inference_plane.onehost.bed import Bed
@@ -210,6 +211,25 @@ def test_an_empty_fleet_with_a_fallback_is_answered_by_bedrock(bed: Bed, client:
         assert (reply.status, reply.backend, reply.attempts) == (200, "bedrock", 3), str(reply)
 
 
+def test_a_fleet_whose_listed_pods_are_all_sick_never_loses_its_way_out(
+    bed: Bed, client: Client, audit: Audit
+) -> None:
+    """Then every request meets the no-capacity endpoint, which must not be ejected for what it says."""
+    healthy = "cluster.fleet/summary.membership_healthy"
+    for engine in bed.engines["summary"]:
+        engine.stop()
+    try:
+        wait_until(lambda: bed.router.stats([healthy])[healthy] == 1, "both pods out of rotation")
+        for _ in range(15):
+            reply = client.chat("summary")
+            assert (reply.status, reply.backend) == (200, "bedrock"), str(reply)
+            kept = client.chat("summary", headers={"x-residency": "cluster"})
+            assert (kept.status, kept.backend, kept.headers.get("x-plane-reason")) == (503, "none", "no-capacity"), str(kept)
+    finally:
+        for engine in bed.engines["summary"]:
+            engine.start()
+
+
 def test_a_fleet_that_comes_back_takes_its_requests_back(bed: Bed, client: Client) -> None:
     _empty(bed, "summary")
     assert client.chat("summary").backend == "bedrock"
@@ -279,6 +299,7 @@ def test_bedrock_gets_the_chat_and_nothing_else(bed: Bed, client: Client) -> Non
         "x-amz-date",
         "x-amz-security-token",
         "x-amz-content-sha256",
+        "x-request-id",  # the router's own, which the audit line and the reply carry
     }
     assert call.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=")  # the stand-in checked it
 

@@ -232,8 +232,23 @@ def test_forged_headers_change_nothing_and_do_not_reach_an_engine(bed: Bed, clie
         "x-envoy-external-address",
     }
     line = audit.of(reply)
-    assert (line["model"], line["stream"], line["prompt_tokens"]) == ("intake", None, received.prompt_tokens)
+    assert (line["model"], line["prompt_tokens"]) == ("intake", received.prompt_tokens)
     assert bed.bedrock.seen(prompt) == 0
+
+
+@pytest.mark.parametrize("restricted", [{}, {"x-residency": "cluster"}], ids=["free", "restricted"])
+def test_what_a_client_proved_to_the_plane_does_not_reach_an_engine(
+    bed: Bed, client: Client, audit: Audit, restricted: dict[str, str]
+) -> None:
+    secret = marker()
+    headers = {"authorization": f"Bearer {secret}", "cookie": f"session={secret}", **restricted}
+    asked = [(model, stream) for model in ("intake", "summary") for stream in (True, False)]
+    for model, stream in asked:
+        assert client.chat(model, headers=headers, stream=stream).backend == "fleet"
+    assert client.ask("/v1/completions", {"model": "intake", "prompt": "x"}, headers).backend == "fleet"
+    received = [request for model in ("intake", "summary") for engine in bed.engines[model] for request in engine.requests]
+    assert len(received) == len(asked) + 1
+    assert not [request.headers for request in received if secret in str(request.headers)]
 
 
 def test_forged_headers_do_not_shorten_the_way_of_a_stream(bed: Bed, client: Client) -> None:

@@ -147,16 +147,6 @@ rds:
     resource_api_version: V3
     path_config_source: {path: xds/routes.json, watched_directory: {path: xds}}
 http_filters:
-  # What the audit line says is kept apart from the headers, because the leg to Amazon Bedrock removes them. First of
-  # all what every request has: a body that is too large is answered while the next filter waits for it.
-  - name: envoy.filters.http.header_to_metadata
-    typed_config:
-      "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
-      request_rules:
-        {{- range $key, $header := dict "request_id" "x-request-id" "path" ":path" "residency" "x-residency" }}
-        - header: {{ $header | quote }}
-          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
-        {{- end }}
   - name: envoy.filters.http.lua
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
@@ -164,11 +154,6 @@ http_filters:
   - name: envoy.filters.http.header_to_metadata
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
-      request_rules:
-        {{- range $key, $header := dict "model" "x-plane-model" "stream" "x-plane-stream" }}
-        - header: {{ $header | quote }}
-          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
-        {{- end }}
       response_rules:
         {{- range list "prompt" "completion" "cached" }}
         - header: x-plane-{{ . }}-tokens
@@ -206,22 +191,27 @@ one place.
             {{- end }}
 {{- end -}}
 
-{{/* One line for each request, whatever became of it; never a prompt or a completion. */}}
+{{/*
+One line for each request, whatever became of it; never a prompt or a completion. The leg to Amazon Bedrock removes
+request headers, so what must not be missing comes from the cluster that served or from the reply.
+*/}}
 {{- define "router.auditLine" -}}
 time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
-request_id: "%DYNAMIC_METADATA(inference-plane:request_id)%"
+request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
-path: "%DYNAMIC_METADATA(inference-plane:path):128%"
-model: "%DYNAMIC_METADATA(inference-plane:model)%"
-stream: "%DYNAMIC_METADATA(inference-plane:stream)%"
-residency: "%DYNAMIC_METADATA(inference-plane:residency):32%"
-route: "%ROUTE_NAME%"
-backend: "%CLUSTER_METADATA(inference-plane:backend)%"
+path: "%REQ(:path):128%"
+requested_model: "%REQ(x-plane-model)%"
+requested_residency: "%REQ(x-residency)%"
+model: "%CLUSTER_METADATA(inference-plane:model)%"
 model_version: "%CLUSTER_METADATA(inference-plane:model_version)%"
+residency: "%CLUSTER_METADATA(inference-plane:residency)%"
+backend: "%CLUSTER_METADATA(inference-plane:backend)%"
+route: "%ROUTE_NAME%"
 upstream: "%UPSTREAM_HOST%"
 attempts: "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
 status: "%RESPONSE_CODE%"
+content_type: "%RESP(content-type)%"
 reason: "%RESP(x-plane-reason)%"
 details: "%RESPONSE_CODE_DETAILS%"
 flags: "%RESPONSE_FLAGS_LONG%"

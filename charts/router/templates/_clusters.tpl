@@ -20,7 +20,7 @@ name: fleet/{{ .model.name }}
 alt_stat_name: fleet/{{ .model.name }}
 metadata:
   filter_metadata:
-    inference-plane: {backend: fleet, model_version: {{ .model.version | quote }}}
+    inference-plane: {{ include "router.clusterFacts" (dict "model" .model "backend" "fleet" "version" .model.version) }}
 connect_timeout: 1s
 lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
@@ -90,6 +90,11 @@ typed_extension_protocol_options:
             - {name: x-plane-reason, present_match: false}
 {{- end -}}
 
+{{/* What a reply's headers and the audit line say of whoever served. */}}
+{{- define "router.clusterFacts" -}}
+{{ dict "backend" .backend "model" .model.name "model_version" .version "residency" .model.residency | toJson }}
+{{- end -}}
+
 {{/* Every address of a name is an endpoint of its own. */}}
 {{- define "router.dnsClusterType" -}}
 name: envoy.clusters.dns
@@ -113,7 +118,7 @@ name: bedrock/{{ .model.name }}
 alt_stat_name: bedrock/{{ .model.name }}
 metadata:
   filter_metadata:
-    inference-plane: {backend: bedrock, model_version: {{ .model.fallback.model | quote }}}
+    inference-plane: {{ include "router.clusterFacts" (dict "model" .model "backend" "bedrock" "version" .model.fallback.model) }}
 connect_timeout: 2s
 lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}

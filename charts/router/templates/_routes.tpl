@@ -35,9 +35,6 @@ resources:
         append_action: ADD_IF_ABSENT
       - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
         append_action: ADD_IF_ABSENT
-      {{- /* Envoy takes it from the request, whose headers the leg to Amazon Bedrock removes. */}}
-      - header: {key: x-request-id, value: "%DYNAMIC_METADATA(inference-plane:request_id)%"}
-        append_action: ADD_IF_ABSENT
     virtual_hosts:
       - name: plane
         domains: ["*"]
@@ -100,7 +97,8 @@ resources:
 {{/*
 The routes of one model under one of its names: (dict "root" $ "model" $model "served" $name). A request that asks for
 a tighter residency than the fallback's reach, by any value but one that is known to be wide enough, meets the first of
-them, which knows the fleet alone.
+them, which knows the fleet alone. route.lua has made one value of x-residency: Envoy matches repeated headers one by
+one, so that one wide value among them would be enough.
 */}}
 {{- define "router.modelRoutes" -}}
 {{- $fallback := .model.fallback -}}
@@ -122,13 +120,7 @@ them, which knows the fleet alone.
     headers:
       - {name: ":method", string_match: {exact: POST}}
       - {name: x-residency, present_match: true}
-    # The value as a whole. Envoy matches headers one by one, so one wide value of a repeated header would be enough; an
-    # empty one is not in the metadata.
-    dynamic_metadata:
-      - filter: inference-plane
-        path: [{key: residency}]
-        value: {string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}}
-        invert: true
+      - {name: x-residency, string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}, invert_match: true}
   route: {cluster: fleet/{{ .model.name }}, timeout: {{ include "router.seconds" .root.Values.requestTimeout }}}
 - name: {{ .model.name }}/chat/stream
   match:

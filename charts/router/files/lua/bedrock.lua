@@ -18,6 +18,7 @@ local USER_AGENT = "inference-plane"
 local KEPT_HEADERS = {
   [":method"] = true, [":path"] = true, [":authority"] = true, [":scheme"] = true,
   ["content-type"] = true, accept = true, ["content-length"] = true, ["user-agent"] = true,
+  ["x-request-id"] = true,  -- made by the router, never the client's; the audit line and the reply need it
 }
 local OWN_KEYS = {model = true, stream_options = true}  -- written here, never copied
 local REPLY_HEADERS = {prompt_tokens = "x-plane-prompt-tokens", completion_tokens = "x-plane-completion-tokens"}

@@ -2,9 +2,11 @@
 --   x-plane-model    the model; absent where the request names none or is refused
 --   x-plane-stream   `usage`: a stream whose client asked for its usage; `plain`: any other stream
 --   x-plane-refused  one message of REFUSALS, for a 400
+--   x-residency      the client's, which may tighten: unknown, malformed or repeated, it is the tightest
 -- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
+local RESIDENCIES, TIGHTEST = {cluster = true, region = true, geography = true, anywhere = true}, "cluster"
 local FLAGS = {["true"] = true, ["false"] = false, null = false}
 
 -- A catalogue name, as in the path form: a DNS label of at most 40 characters.
@@ -58,6 +60,8 @@ end
 
 function envoy_on_request(h)
   local headers = h:headers()
+  local residency = headers:get("x-residency")
+  if residency and not RESIDENCIES[residency] then headers:replace("x-residency", TIGHTEST) end
   local path, method = headers:get(":path") or "", headers:get(":method")
   local by_path, rest = match(path, "^/([^/?]+)(/v1/.*)$")
   if by_path and is_label(by_path) then
