@@ -20,10 +20,11 @@ def test_a_prompt_below_its_serial_number_is_refused() -> None:
         messages.prompt(6)
 
 
-def test_a_packet_is_full_of_escaped_quotes_and_line_feeds() -> None:
-    text = json.dumps(messages.prompt(120_000))
-    assert text.count(r"\"") > 2_000
-    assert text.count(r"\n") > 1_000
+def test_a_packet_is_prose_and_another_is_full_of_quotations() -> None:
+    prose, quotations = (json.dumps(messages.prompt(120_000, quotations=quotations)) for quotations in (False, True))
+    assert 200 < prose.count(r"\"") < 400
+    assert quotations.count(r"\"") > 2_000
+    assert prose.count(r"\n") > 1_000
 
 
 @pytest.mark.parametrize("case", messages.CASES, ids=lambda case: case.name)

@@ -134,6 +134,73 @@ def test_every_cluster_states_its_limits_and_bedrock_its_tls():
             ]  # fmt: skip
 
 
+def test_bedrock_is_called_in_the_own_region_as_the_pods_own_role_and_is_who_it_says():
+    called = [cluster for cluster in xds(render(), "clusters.json") if cluster["name"].startswith("bedrock/")]
+    assert len(called) == 2
+    for cluster in called:
+        options = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+        signing = options["http_filters"][2]["typed_config"]
+        assert (signing["service_name"], signing["region"]) == ("bedrock", "eu-central-1")
+        # Without the custom chain Envoy also takes keys from the environment and the node's role.
+        assert signing["credential_provider"] == {"custom_credential_provider_chain": True, "container_credential_provider": {}}
+        trust = cluster["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"]
+        assert trust["trusted_ca"] == {"filename": "/etc/ssl/certs/ca-certificates.crt"}
+
+
+def model_routes(rendered):
+    """Every route of every model that leads to a cluster."""
+    (routes,) = xds(rendered, "routes.json")
+    by_model = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    found = [route for entry in by_model.values() for route in entry["action"]["typed_config"]["routes"] if "route" in route]
+    assert len(found) > 5
+    return found
+
+
+def test_only_a_stream_that_may_fall_back_has_a_hang_guard_and_a_budget():
+    """On anything else a guard would cut long answers, and start them anew elsewhere."""
+    for route in model_routes(render({"hangGuard": "100s", "requestTimeout": "700s"})):
+        guarded = route["name"].endswith("/chat/stream")
+        assert float(route["route"]["timeout"].removesuffix("s")) == 700, route["name"]
+        guard = route["route"].get("retry_policy", {}).get("per_try_timeout")
+        assert (guard and float(guard.removesuffix("s"))) == (100 if guarded else None), route["name"]
+        added = {header["header"]["key"] for header in route.get("request_headers_to_add", [])}
+        assert added <= ({"x-plane-first-token-budget", "x-plane-started-ms"} if guarded else set()), route["name"]
+
+
+def test_what_the_fleet_cluster_says_of_health():
+    """Rules that only a lost node or a split fleet would show, so that no test on one machine can."""
+    fleets = [cluster for cluster in xds(render(), "clusters.json") if cluster["name"].startswith("fleet/")]
+    assert len(fleets) == 3
+    for fleet in fleets:
+        assert fleet["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
+        assert fleet["ignore_health_on_host_removal"] is True
+        probes = fleet["upstream_connection_options"]["tcp_keepalive"]
+        assert probes["keepalive_time"] + probes["keepalive_interval"] * probes["keepalive_probes"] <= 60
+
+
+def test_the_admin_interface_is_a_file_that_only_envoy_reads_and_two_of_its_pages_are_served():
+    bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
+    assert bootstrap["admin"]["address"] == {"pipe": {"path": "run/admin.sock", "mode": 0o600}}
+    listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
+    assert set(listeners) == {"plane", "no-capacity", "status"}
+    assert listeners["no-capacity"]["address"]["socket_address"]["address"] == "127.0.0.1"
+    # A full router is not a dead one.
+    assert listeners["status"]["bypass_overload_manager"] is True
+    (network_filter,) = listeners["status"]["filter_chains"][0]["filters"]
+    (host,) = network_filter["typed_config"]["route_config"]["virtual_hosts"]
+    get = [{"name": ":method", "string_match": {"exact": "GET"}}]
+    assert [route["match"] for route in host["routes"]] == [
+        {"path": "/ready", "headers": get}, {"path": "/metrics", "headers": get},
+    ]  # fmt: skip
+
+
+def test_a_drain_takes_one_router_at_a_time():
+    rendered = render()
+    assert rendered.find("PodDisruptionBudget", "router")["spec"]["maxUnavailable"] == 1
+    assert rendered.find("Deployment", "router")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert not render({"replicas": 1}).of_kind("PodDisruptionBudget")
+
+
 def test_a_changed_catalogue_restarts_nothing_and_a_changed_listener_does():
     def checksum(overlay):
         template = render(overlay).find("Deployment", "router")["spec"]["template"]

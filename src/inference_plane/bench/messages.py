@@ -11,18 +11,25 @@ from dataclasses import dataclass
 PATH = "/v1/chat/completions"
 STREAM_EVENTS = 100
 
-# A line of a prior-authorization packet: the quotes and line feeds are what a scanner of JSON has to step over.
-_LINE = 'Page {number}: the member states "pain since {number} weeks"; see the note of Dr. Example, code M54.5.\n'
+# Lines of a prior-authorization packet. A scanner of JSON has to stop at each quote: prose has few of them, and a packet
+# of quotations (or a document that is JSON itself) many.
+_LINE = "Page {number}: the member states pain since {number} weeks; see the note of Dr. Example, code M54.5.\n"
+_QUOTING = 'Page {number}: the member states "pain since {number} weeks"; see the note of Dr. Example, code M54.5.\n'
+_PROSE_QUOTES_EVERY = 8  # lines
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of request. `prompt_bytes` is the size of the body; `connections` are open at once."""
+    """One kind of request. `prompt_bytes` is the size of the body; `connections` are open at once.
+
+    `quotations`: every line of the prompt quotes, two escaped quotes in 100 bytes; else every eighth does.
+    """
 
     name: str
     prompt_bytes: int
     connections: int
     model_last: bool = False
+    quotations: bool = False
     stream: bool = False
 
 
@@ -30,11 +37,12 @@ CASES = (
     Case("1 KB", 1_000, 64),
     Case("120 KB", 120_000, 16),
     Case("120 KB, model last", 120_000, 16, model_last=True),
+    Case("120 KB, quotations", 120_000, 16, quotations=True),
     Case("1 KB, stream", 1_000, 64, stream=True),
 )
 
 
-def prompt(length: int, serial: int = 0) -> str:
+def prompt(length: int, serial: int = 0, quotations: bool = False) -> str:
     """A text whose JSON form has exactly `length` bytes, quotes included; each `serial` below 10,000 has its own.
 
     Raises ValueError for a length below 7.
@@ -43,7 +51,11 @@ def prompt(length: int, serial: int = 0) -> str:
         raise ValueError(f"a prompt's JSON string has at least 7 bytes, {length} were asked for")
     lines, number = [f"{serial:04} "], 1
     left = length - 7
-    while (line := _LINE.format(number=number)) and (size := len(json.dumps(line)) - 2) <= left:
+    while True:
+        quoting = quotations or number % _PROSE_QUOTES_EVERY == 0
+        line = (_QUOTING if quoting else _LINE).format(number=number)
+        if (size := len(json.dumps(line)) - 2) > left:
+            break
         lines.append(line)
         left, number = left - size, number + 1
     return "".join(lines) + "x" * left
@@ -60,7 +72,7 @@ def body(case: Case, model: str, serial: int = 0) -> bytes:
     def encoded(content: str) -> bytes:
         return json.dumps(document(content), separators=(",", ":")).encode()
 
-    return encoded(prompt(case.prompt_bytes - len(encoded("")) + 2, serial))
+    return encoded(prompt(case.prompt_bytes - len(encoded("")) + 2, serial, case.quotations))
 
 
 def request(case: Case, model: str, serial: int = 0) -> bytes:

@@ -177,7 +177,9 @@ def audit_groups(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     keys = ("model", "backend", "status", "attempts")
     for line in lines:
-        groups.setdefault(tuple(line.get(key) for key in keys), []).append(line)
+        # An unknown model is nobody's in the catalogue, so the request's own word stands for it.
+        known = {**line, "model": line.get("model") or line.get("requested_model")}
+        groups.setdefault(tuple(known.get(key) for key in keys), []).append(line)
     return [
         dict(zip(keys, key, strict=True))
         | {
