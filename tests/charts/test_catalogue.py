@@ -92,7 +92,7 @@ ABSENT = "absent. Neither the entry nor its profile nor global.modelDefaults has
 OTHER_NAME = "A request names exactly one model. Set a name that no other entry has."
 DENY = "The NetworkPolicies deny what nobody names. Set the CIDRs of the endpoint, or global.network.policies: false."
 ANY = (
-    "is every address there is. It would let prompts and weights go anywhere and leave the residency unprovable. "
+    "is a large part of all addresses. It would let prompts and weights go anywhere and leave the residency unprovable. "
     "Set the CIDRs of the endpoint or the subnets alone."
 )
 ARN = "arn:aws:bedrock:eu-central-1:111122223333:application-inference-profile/abc.def"
@@ -304,6 +304,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
             f"global.network.bedrockCidrs: ::/0 {ANY}",
             f"global.network.s3Cidrs: 0.0.0.0/0 {ANY}",
         ],
+    ),
+    "half of every address": (
+        {"network": {"s3Cidrs": ["0.0.0.0/1", "128.0.0.0/1"]}},
+        [f"global.network.s3Cidrs: 0.0.0.0/1 {ANY}", f"global.network.s3Cidrs: 128.0.0.0/1 {ANY}"],
     ),
     "tag latest": (
         {"images": {"envoy": {"tag": "latest"}}},

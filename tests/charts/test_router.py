@@ -134,6 +134,15 @@ def test_every_cluster_states_its_limits_and_bedrock_its_tls():
             ]  # fmt: skip
 
 
+def test_a_cluster_says_what_the_catalogue_says_and_not_what_the_fallback_reaches():
+    clusters = xds(render({"global": {"models": {"clinical-summary": {"residency": "anywhere"}}}}), "clusters.json")
+    facts = {cluster["name"]: cluster["metadata"]["filter_metadata"]["inference-plane"] for cluster in clusters}
+    for backend in ("fleet", "bedrock"):
+        fact = facts[f"{backend}/clinical-summary"]
+        assert (fact["backend"], fact["model"], fact["residency"]) == (backend, "clinical-summary", "anywhere")
+    assert facts["fleet/records"]["residency"] == "cluster"
+
+
 def test_bedrock_is_called_in_the_own_region_as_the_pods_own_role_and_is_who_it_says():
     called = [cluster for cluster in xds(render(), "clusters.json") if cluster["name"].startswith("bedrock/")]
     assert len(called) == 2
@@ -142,7 +151,8 @@ def test_bedrock_is_called_in_the_own_region_as_the_pods_own_role_and_is_who_it_
         signing = options["http_filters"][2]["typed_config"]
         assert (signing["service_name"], signing["region"]) == ("bedrock", "eu-central-1")
         # Without the custom chain Envoy also takes keys from the environment and the node's role.
-        assert signing["credential_provider"] == {"custom_credential_provider_chain": True, "container_credential_provider": {}}
+        only_the_pods = {"custom_credential_provider_chain": True, "container_credential_provider": {}}
+        assert signing["credential_provider"] == only_the_pods
         trust = cluster["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"]
         assert trust["trusted_ca"] == {"filename": "/etc/ssl/certs/ca-certificates.crt"}
 
@@ -151,7 +161,8 @@ def model_routes(rendered):
     """Every route of every model that leads to a cluster."""
     (routes,) = xds(rendered, "routes.json")
     by_model = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
-    found = [route for entry in by_model.values() for route in entry["action"]["typed_config"]["routes"] if "route" in route]
+    every = [route for entry in by_model.values() for route in entry["action"]["typed_config"]["routes"]]
+    found = [route for route in every if "route" in route]
     assert len(found) > 5
     return found
 
@@ -197,7 +208,8 @@ def test_the_admin_interface_is_a_file_that_only_envoy_reads_and_two_of_its_page
 def test_a_drain_takes_one_router_at_a_time():
     rendered = render()
     assert rendered.find("PodDisruptionBudget", "router")["spec"]["maxUnavailable"] == 1
-    assert rendered.find("Deployment", "router")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    strategy = rendered.find("Deployment", "router")["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert not render({"replicas": 1}).of_kind("PodDisruptionBudget")
 
 
@@ -237,3 +249,13 @@ def test_the_container_runs_where_the_files_are_mounted():
     mounts = {pathlib.PurePath(mount["mountPath"]) for mount in container["volumeMounts"]}
     work = pathlib.PurePath(container["workingDir"])
     assert {mount.relative_to(work).as_posix() for mount in mounts} == {"bootstrap", "xds", "run"}
+
+
+def test_a_router_that_fills_up_refuses_requests_before_the_kernel_ends_it():
+    rendered = render({"resources": {"limits": {"memory": "512Mi"}}})
+    overload = json.loads(rendered.find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])["overload_manager"]
+    (heap,) = [m["typed_config"] for m in overload["resource_monitors"] if m["name"].endswith(".fixed_heap")]
+    assert int(heap["max_heap_size_bytes"]) == 512 * 2**20
+    (action,) = overload["actions"]
+    assert action["name"] == "envoy.overload_actions.stop_accepting_requests"
+    assert action["triggers"] == [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": 0.7}}]

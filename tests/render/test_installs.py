@@ -54,7 +54,8 @@ WRITABLE = {"vllm": "the NVIDIA container runtime writes links to its libraries 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_no_container_can_write_its_root_but_where_the_reason_is_known(case):
     for document in helm.template(case.chart, values=case.values).objects:
-        pod = document["spec"] if document["kind"] == "Pod" else document.get("spec", {}).get("template", {}).get("spec")
+        spec = document.get("spec", {})
+        pod = spec if document["kind"] == "Pod" else spec.get("template", {}).get("spec")
         for container in [*pod["containers"], *pod.get("initContainers", [])] if pod else ():
             context = container["securityContext"]
             known = container["name"] in WRITABLE and "nvidia.com/gpu" in container["resources"]["limits"]

@@ -209,6 +209,17 @@ def test_simultaneous_requests_each_have_their_own_line(bed: Bed, client: Client
     assert counted == {tokens: tokens for tokens in futures}
 
 
+def test_a_line_names_the_client_whom_the_load_balancer_saw(bed: Bed, client: Client, audit: Audit) -> None:
+    """It appends to x-forwarded-for; whatever stands before was the client's own to write."""
+    reply = client.chat("intake", headers={"x-forwarded-for": "192.0.2.1, 203.0.113.7, 198.51.100.4"})
+    assert audit.of(reply)["client"] == "198.51.100.4"
+
+
+def test_a_line_has_no_more_of_a_path_than_its_beginning(bed: Bed, client: Client, audit: Audit) -> None:
+    reply = client.ask(f"{CHAT}?{'x' * 1000}", chat_body("intake"))
+    assert reply.status == 200 and audit.of(reply)["path"] == f"{CHAT}?{'x' * 1000}"[:128]
+
+
 def test_a_request_that_no_filter_saw_has_a_line_too(bed: Bed, client: Client, audit: Audit) -> None:
     before = len(audit.grow())
     assert client.ask(CHAT + "%2f", chat_body("intake")).status == 400

@@ -106,12 +106,16 @@ def test_a_restricted_stream_has_no_budget(bed: Bed, client: Client) -> None:
 SICK = ["overloaded", "overloaded-after-headers", "draining", "reset"]
 
 
-def _until_it_was_asked(bed: Bed, client: Client, sick: int, streams: bool) -> None:
-    """Chats, all answered by the fleet, until the sick pod had one of them."""
-    for _ in range(40):
-        reply = client.chat("summary", stream=streams)
-        assert (reply.status, reply.backend, reply.error) == (200, "fleet", ""), str(reply)
-        if reply.attempts == 2:
+def _until_it_was_asked(bed: Bed, client: Client, streams: bool) -> None:
+    """Chats, all answered by the fleet, until the sick pod had one of them.
+
+    Several at once: a pod whose health check fails as well is left out after some hundred milliseconds.
+    """
+    for _ in range(4):
+        replies = client.all([(CHAT, chat_body("summary", stream=streams))] * 10)
+        for reply in replies:
+            assert (reply.status, reply.backend, reply.error) == (200, "fleet", ""), str(reply)
+        if any(reply.attempts == 2 for reply in replies):
             return
     pytest.fail(f"the sick pod was never asked: {_arrived(bed, 'summary')}")
 
@@ -120,7 +124,7 @@ def _until_it_was_asked(bed: Bed, client: Client, sick: int, streams: bool) -> N
 @pytest.mark.parametrize("streams", [True, False])
 def test_what_one_pod_cannot_take_the_other_answers(bed: Bed, client: Client, fault: str, streams: bool) -> None:
     _break(bed, "summary", 0, fault=fault)
-    _until_it_was_asked(bed, client, 0, streams)
+    _until_it_was_asked(bed, client, streams)
     assert not bed.bedrock.calls
 
 
@@ -224,7 +228,8 @@ def test_a_fleet_whose_listed_pods_are_all_sick_never_loses_its_way_out(
             reply = client.chat("summary")
             assert (reply.status, reply.backend) == (200, "bedrock"), str(reply)
             kept = client.chat("summary", headers={"x-residency": "cluster"})
-            assert (kept.status, kept.backend, kept.headers.get("x-plane-reason")) == (503, "none", "no-capacity"), str(kept)
+            assert (kept.status, kept.backend) == (503, "none"), str(kept)
+            assert kept.headers["x-plane-reason"] == "no-capacity"
     finally:
         for engine in bed.engines["summary"]:
             engine.start()

@@ -77,6 +77,12 @@ BROKEN = {
     "half a file": ("routes", "update_failure", lambda text: text[: len(text) // 2]),
     "no JSON": ("routes", "update_failure", lambda text: "{]"),
     "an absent field": ("routes", "update_rejected", lambda text: text.replace('"domains"', '"domain"', 1)),
+    # Left out with a warning, it would turn the rule of who may leave the cluster around.
+    "a misspelt matcher": (
+        "routes",
+        "update_rejected",
+        lambda text: text.replace('"invert_match"', '"invert_matches"', 1),
+    ),
     "a bad pattern": ("routes", "update_rejected", lambda text: text.replace('"regex":"^(', '"regex":"^((', 1)),
     "a value that nobody knows": (
         "clusters",

@@ -81,9 +81,9 @@ one is required: (dict "root" $ "images" (list "envoy")).
 {{- end -}}
 {{- range $list := list "albSubnetCidrs" "bedrockCidrs" "s3Cidrs" -}}
 {{- range $cidr := get $network $list -}}
-{{- if hasSuffix "/0" $cidr -}}
+{{- if regexMatch "(^[0-9.]+/[0-7]$)|(:.*/([0-9]|1[0-5])$)" $cidr -}}
 {{- include "plane.refusal" (list (printf "global.network.%s" $list)
-      (printf "%s is every address there is" $cidr)
+      (printf "%s is a large part of all addresses" $cidr)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}
 {{- end -}}

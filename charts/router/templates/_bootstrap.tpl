@@ -27,11 +27,21 @@ typed_dns_resolver_config:
       {{- end }}
     {{- end }}
 overload_manager:
+  refresh_interval: 0.25s
   resource_monitors:
     - name: envoy.resource_monitors.global_downstream_max_connections
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig
         max_active_downstream_connections: {{ .Values.limits.downstreamConnections }}
+    # Bodies are held in memory: near the container's limit new requests are answered 503, before the kernel ends them all.
+    - name: envoy.resource_monitors.fixed_heap
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig
+        max_heap_size_bytes: {{ include "plane.bytes" .Values.resources.limits.memory }}
+  actions:
+    - name: envoy.overload_actions.stop_accepting_requests
+      triggers:
+        - {name: envoy.resource_monitors.fixed_heap, threshold: {value: 0.7}}
 static_resources:
   clusters:
     - name: admin
@@ -154,6 +164,12 @@ http_filters:
   - name: envoy.filters.http.header_to_metadata
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+      # The leg to Amazon Bedrock removes these headers, and an auditor wants them there above all.
+      request_rules:
+        {{- range $key, $header := dict "requested_model" "x-plane-model" "requested_residency" "x-residency" }}
+        - header: {{ $header }}
+          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
+        {{- end }}
       response_rules:
         {{- range list "prompt" "completion" "cached" }}
         - header: x-plane-{{ . }}-tokens
@@ -193,7 +209,7 @@ one place.
 
 {{/*
 One line for each request, whatever became of it; never a prompt or a completion. The leg to Amazon Bedrock removes
-request headers, so what must not be missing comes from the cluster that served or from the reply.
+request headers, so what must not be missing comes from metadata, from the cluster that served or from the reply.
 */}}
 {{- define "router.auditLine" -}}
 time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
@@ -201,8 +217,8 @@ request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
 path: "%REQ(:path):128%"
-requested_model: "%REQ(x-plane-model)%"
-requested_residency: "%REQ(x-residency)%"
+requested_model: "%DYNAMIC_METADATA(inference-plane:requested_model)%"
+requested_residency: "%DYNAMIC_METADATA(inference-plane:requested_residency)%"
 model: "%CLUSTER_METADATA(inference-plane:model)%"
 model_version: "%CLUSTER_METADATA(inference-plane:model_version)%"
 residency: "%CLUSTER_METADATA(inference-plane:residency)%"
