@@ -9,6 +9,7 @@ import pytest
 
 from inference_plane.manifests import crds
 from inference_plane.manifests.crds import Catalogue, CRDError, Module
+from inference_plane.manifests.objects import check_objects
 
 CRD = """
 apiVersion: apiextensions.k8s.io/v1
@@ -149,3 +150,15 @@ def test_a_fetch_that_never_ends_is_given_up(tools: Path, module: Path, tmp_path
 def test_the_pins_are_complete():
     for module in crds.modules():
         assert module.version.startswith("v") and module.sum.startswith("h1:") and module.files and module.groups
+
+
+def test_a_kind_whose_crd_nobody_publishes_has_a_schema_of_our_own_and_findings_say_so(tmp_path: Path):
+    catalogue = Catalogue(cache=tmp_path)
+    assert ("eks.amazonaws.com", "v1", "NodeClass") in catalogue.own
+    spec = {"role": "r", "subnetSelectorTerms": [{"id": "subnet-1"}], "securityGroupSelectorTerms": [{"id": "sg-1"}]}
+    node_class = {"apiVersion": "eks.amazonaws.com/v1", "kind": "NodeClass", "metadata": {"name": "gpu"}, "spec": spec}
+    assert check_objects([node_class], crds=catalogue) == []
+    (finding,) = check_objects([node_class | {"spec": spec | {"userData": "x"}}], crds=catalogue)
+    assert "userData" in finding.message and finding.message.endswith("(by this project's own schema)")
+    (finding,) = check_objects([node_class | {"metadata": {"name": "default"}}], crds=catalogue)
+    assert "EKS Auto Mode makes itself" in finding.message

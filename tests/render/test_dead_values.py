@@ -22,6 +22,7 @@ SCHEMA = json.loads((CHARTS / "inference-plane" / "values.schema.json").read_tex
 ELSEWHERE = {
     ("vllm", "enabled"): "the umbrella's condition",
     ("router", "enabled"): "the umbrella's condition",
+    ("karpenter-nodepools", "enabled"): "the umbrella's condition",
 }
 
 
@@ -36,7 +37,7 @@ def leaves(value, path=()):
 def defaults():
     shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
     yield from leaves(shared, ("global",))
-    for chart in ("vllm", "router"):
+    for chart in ("vllm", "router", "karpenter-nodepools"):
         yield from leaves(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()), (chart,))
 
 

@@ -8,17 +8,25 @@ import yaml
 
 from inference_plane import helm
 from inference_plane.checkout import CHARTS, INSTALLABLE, ROOT
-from inference_plane.environments import cases
+from inference_plane.environments import cases, chart_values
 from inference_plane.manifests import check
 
 CASES = cases()
+
+#: What a file for engines alone does not say of their nodes.
+NODES = {
+    "nodeClass": {"role": "nodes", "subnetTags": {"tier": "private"}, "securityGroupTags": {"for": "nodes"}},
+    "ec2": {"amiAlias": "bottlerocket@1.46.0"},
+    "dataVolume": {"sizeGiB": 1000},
+}
 IDS = [case.name for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_every_object_is_what_the_api_server_takes_and_fits_the_others(case):
     render = helm.template(case.chart, values=case.values)
-    assert len(render.objects) > 3
+    # One machine has no accelerators, so it needs no nodes.
+    assert len(render.objects) > 3 or case.name == "local/karpenter-nodepools"
     assert [str(finding) for finding in check(render.objects)] == []
 
 
@@ -55,8 +63,9 @@ WRITABLE = {"vllm": "the NVIDIA container runtime writes links to its libraries 
 def test_no_container_can_write_its_root_but_where_the_reason_is_known(case):
     for document in helm.template(case.chart, values=case.values).objects:
         spec = document.get("spec", {})
-        pod = spec if document["kind"] == "Pod" else spec.get("template", {}).get("spec")
-        for container in [*pod["containers"], *pod.get("initContainers", [])] if pod else ():
+        pod = spec if document["kind"] == "Pod" else spec.get("template", {}).get("spec") or {}
+        # A NodePool has a template too: of nodes.
+        for container in [*pod.get("containers", []), *pod.get("initContainers", [])]:
             context = container["securityContext"]
             known = container["name"] in WRITABLE and "nvidia.com/gpu" in container["resources"]["limits"]
             assert context["readOnlyRootFilesystem"] is not known, (document["metadata"]["name"], container["name"])
@@ -73,6 +82,26 @@ def test_a_chart_alone_renders_what_the_umbrella_renders_of_it(case):
     whole = [o for o in helm.template("inference-plane", values=environment.values).objects]
     for rendered in helm.template(case.chart, values=case.values).objects:
         assert rendered in whole
+
+
+def seconds(duration):
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_node_stays_as_long_as_its_engines_drain(case):
+    """The engines and the pools of one catalogue, whichever of them the file is for; Spot gives two minutes."""
+    whole = case.values if case.chart == "inference-plane" else {"global": case.values["global"]}
+    engines = case.values if case.chart == "vllm" else chart_values(whole, "vllm")
+    nodes = case.values if case.chart == "karpenter-nodepools" else NODES | chart_values(whole, "karpenter-nodepools")
+    engines = helm.template("vllm", values=engines).of_kind("Deployment")
+    drains = [engine["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] for engine in engines]
+    pools = [pool["spec"] for pool in helm.template("karpenter-nodepools", values=nodes).of_kind("NodePool")]
+    assert pools or not any("tolerations" in engine["spec"]["template"]["spec"] for engine in engines)
+    for pool in pools:
+        assert max(drains) <= seconds(pool["template"]["spec"]["terminationGracePeriod"])
+        capacity = next(r for r in pool["template"]["spec"]["requirements"] if r["key"] == "karpenter.sh/capacity-type")
+        assert "spot" not in capacity["values"] or max(drains) <= 100
 
 
 @pytest.mark.parametrize("chart", INSTALLABLE)
@@ -97,7 +126,7 @@ def test_a_package_holds_every_file_once(tmp_path):
     names = subprocess.run(["tar", "-tzf", str(package)], capture_output=True, text=True, check=True).stdout.split()
     assert len(names) == len(set(names))
     assert not [name for name in names if name.endswith((".tgz", ".schema.yaml", ".pyc")) or "/ci/" in name]
-    for chart in ("vllm", "router", "plane-lib"):
+    for chart in ("vllm", "router", "karpenter-nodepools", "plane-lib"):
         assert f"inference-plane/charts/{chart}/Chart.yaml" in names
     case = next(case for case in CASES if case.chart == "inference-plane")
     assert helm.template(package, values=case.values).objects == helm.template(case.chart, values=case.values).objects

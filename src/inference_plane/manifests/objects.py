@@ -277,7 +277,9 @@ def _check(obj: Mapping, built_in: _BuiltIn, crds: Catalogue) -> Iterator[Findin
             if pod := pod_spec(obj):
                 yield from _pod(obj, *pod)
     elif (schema := crds.find(group, version, kind)) is not None:
-        yield from _custom_resource(schema).check(obj)
+        own = " (by this project's own schema)" if (group, version, kind) in crds.own else ""
+        for finding in _custom_resource(schema).check(obj):
+            yield Finding(finding.object, finding.path, finding.rule, finding.message + own)
         metadata = obj.get("metadata")
         if isinstance(metadata, Mapping):
             for finding in schema_findings(built_in.metadata(), metadata, name):
