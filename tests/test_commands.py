@@ -81,7 +81,7 @@ class TestValues:
         assert values.main(["dev", "vlm"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert err == "error: no chart 'vlm'. Charts that install: inference-plane, router, vllm.\n"
+        assert err == "error: no chart 'vlm'. Charts that install: alb-ingress, inference-plane, router, vllm.\n"
 
     @pytest.mark.parametrize("chart", ["vllm", "router"])
     def test_a_chart_takes_what_is_printed(

