@@ -81,7 +81,8 @@ class TestValues:
         assert values.main(["dev", "vlm"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert err == "error: no chart 'vlm'. Charts that install: inference-plane, karpenter-nodepools, router, vllm.\n"
+        charts = "alb-ingress, inference-plane, karpenter-nodepools, router, vllm"
+        assert err == f"error: no chart 'vlm'. Charts that install: {charts}.\n"
 
     @pytest.mark.parametrize("chart", ["vllm", "router"])
     def test_a_chart_takes_what_is_printed(

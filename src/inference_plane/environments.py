@@ -31,12 +31,22 @@ def chart_values(environment: dict[str, Any], chart: str) -> dict[str, Any]:
     return {"global": environment.get("global") or {}, **own}
 
 
+def installs(environment: dict[str, Any], chart: str) -> bool:
+    """Whether the umbrella installs the chart for an environment: its `enabled`, or the umbrella's own default."""
+    if chart == "inference-plane":
+        return True
+    defaults = yaml.safe_load((checkout.CHARTS / "inference-plane" / "values.yaml").read_text())
+    return ((defaults.get(chart) or {}) | (environment.get(chart) or {})).get("enabled", True)
+
+
 def cases() -> list[Case]:
-    """Every environment by the umbrella and by each chart alone, and every ci/ file."""
+    """Every environment by the umbrella and by each chart alone that is on in it, and every ci/ file."""
     found = [
-        Case(f"{path.stem}/{chart}", chart, chart_values(yaml.safe_load(path.read_text()), chart))
+        Case(f"{path.stem}/{chart}", chart, chart_values(values, chart))
         for path in environments()
+        for values in [yaml.safe_load(path.read_text())]
         for chart in checkout.INSTALLABLE
+        if installs(values, chart)
     ]
     found += [
         Case(f"{chart}/ci/{path.stem.removesuffix('-values')}", chart, yaml.safe_load(path.read_text()))

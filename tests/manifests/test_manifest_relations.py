@@ -140,6 +140,12 @@ spec:
   rules:
     - http:
         paths: [{path: /, pathType: Prefix, backend: {service: {name: engine, port: {name: http}}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: models}
+spec:
+  rules: [{backendRefs: [{name: engine, port: 80}]}]
 """.replace("HASH", "0" * 64)
 EXTERNAL = ["Secret models/registry"]
 ENGINE, POLICY = "Deployment engine", "Deployment policy"
@@ -287,6 +293,8 @@ BREAKS = [
         "Service models/gone",
     ),
     ("ingress-backends", "Ingress front", "spec.rules.0.http.paths.0.backend.service.port", {"number": 1}, "no port 1"),
+    ("ingress-backends", "HTTPRoute front", "spec.rules.0.backendRefs.0.name", "gone", "Service models/gone"),
+    ("ingress-backends", "HTTPRoute front", "spec.rules.0.backendRefs.0.port", 1, "no port 1"),
 ]
 
 

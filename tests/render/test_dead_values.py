@@ -23,6 +23,7 @@ ELSEWHERE = {
     ("vllm", "enabled"): "the umbrella's condition",
     ("router", "enabled"): "the umbrella's condition",
     ("karpenter-nodepools", "enabled"): "the umbrella's condition",
+    ("alb-ingress", "enabled"): "the umbrella's condition",
 }
 
 
@@ -37,7 +38,7 @@ def leaves(value, path=()):
 def defaults():
     shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
     yield from leaves(shared, ("global",))
-    for chart in ("vllm", "router", "karpenter-nodepools"):
+    for chart in ("vllm", "router", "karpenter-nodepools", "alb-ingress"):
         yield from leaves(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()), (chart,))
 
 
@@ -60,19 +61,20 @@ def others(path, value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, value - 1, value * 2]
+        return [value + 1, value - 1, value * 2, value + 30]
     if isinstance(value, float):
         return [round(value * 0.9, 3), round(value * 1.1, 3)]
     if value is None:
-        return ["sha256:" + "a" * 64, 600]
+        return ["sha256:" + "a" * 64, 600, "630s"]
     if isinstance(value, list):
         choices = schema.get("items", {}).get("enum", [])
         more = [[choice] for choice in choices if [choice] != value]
-        return [*more, ["other"], [*value, "10.9.0.0/16"], ["10.9.0.1:53"]]
+        forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "a.example"]
+        return [*more, [*value, "10.9.0.0/16"], *([form] for form in forms), []]
     if isinstance(value, dict):
         return [{}, {"extra": "1"}, {"extra": {}}, {"models": ["l4-model"]}]
     bumped = re.sub(r"\d+(?=\D*$)", lambda number: str(int(number[0]) + 1), value, count=1)
-    return [bumped, f"{value}x", "vllm", "vllm-cpu", "0.1.0", "eu-west-1", "10.9.0.1/32", "127.0.0.1", "other.example"]
+    return [bumped, f"{value}x", "vllm", "vllm-cpu", "0.1.0", "eu-west-1", "10.9.0.1/32", "127.0.0.1", "other.example", "none"]
 
 
 @functools.lru_cache(maxsize=None)

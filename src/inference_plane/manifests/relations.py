@@ -609,35 +609,51 @@ def _insecure(pod: Mapping, path: str, found: list[tuple[Mapping, str]]) -> Iter
                 yield at.replace(".securityContext", ".ports"), f"hostPort {port['hostPort']}: restricted forbids it"
 
 
+def _ingress_services(spec: Mapping) -> Iterator[tuple[str, str, Any]]:
+    """(path, name of the Service, name or number of its port) of each backend of an Ingress."""
+    backends = [("spec.defaultBackend", spec.get("defaultBackend"))]
+    backends += [
+        (f"spec.rules[{i}].http.paths[{j}].backend", path.get("backend"))
+        for i, rule in enumerate(spec.get("rules") or ())
+        for j, path in enumerate(_in(rule, "http", "paths"))
+    ]
+    for path, backend in backends:
+        wanted = (backend or {}).get("service") or {}
+        port = wanted.get("port") or {}
+        # With `use-annotation` the AWS Load Balancer Controller reads an action, not a Service.
+        if wanted and port.get("name") != "use-annotation":
+            yield f"{path}.service", wanted["name"], port.get("name") or port.get("number")
+
+
+def _route_services(spec: Mapping) -> Iterator[tuple[str, str, Any]]:
+    """The same of an HTTPRoute; backends in other namespaces need a ReferenceGrant and are not judged."""
+    for i, rule in enumerate(spec.get("rules") or ()):
+        for j, backend in enumerate(rule.get("backendRefs") or ()):
+            if backend.get("kind", "Service") == "Service" and not backend.get("namespace"):
+                yield f"spec.rules[{i}].backendRefs[{j}]", backend["name"], backend.get("port")
+
+
+_ROUTERS = {
+    ("networking.k8s.io", "Ingress"): _ingress_services,
+    ("gateway.networking.k8s.io", "HTTPRoute"): _route_services,
+}
+
+
 def ingress_backends(ix: Index) -> Iterator[Finding]:
-    """An Ingress to a Service or port that does not exist is an ALB rule that answers 503."""
-    for ingress in ix.kind("Ingress"):
-        if group_version(ingress)[0] != "networking.k8s.io":
-            continue
-        spec = ingress.get("spec") or {}
-        backends = [("spec.defaultBackend", spec.get("defaultBackend"))]
-        backends += [
-            (f"spec.rules[{i}].http.paths[{j}].backend", path.get("backend"))
-            for i, rule in enumerate(spec.get("rules") or ())
-            for j, path in enumerate(_in(rule, "http", "paths"))
-        ]
-        for path, backend in backends:
-            wanted = (backend or {}).get("service") or {}
-            # With `use-annotation` the AWS Load Balancer Controller reads an action, not a Service.
-            if not wanted or (wanted.get("port") or {}).get("name") == "use-annotation":
-                continue
-            service = ix.get("Service", ix.namespace_of(ingress), wanted["name"])
+    """An Ingress or HTTPRoute to a Service or port that does not exist is an ALB rule that answers 503."""
+    for route in ix.kind("Ingress", "HTTPRoute"):
+        services = _ROUTERS.get((group_version(route)[0], route["kind"]))
+        for path, wanted, port in services(route.get("spec") or {}) if services else ():
+            service = ix.get("Service", ix.namespace_of(route), wanted)
             if service is None:
-                if not ix.exists("Service", ix.namespace_of(ingress), wanted["name"]):
-                    message = f"Service {ix.namespace_of(ingress)}/{wanted['name']} is not in the render"
-                    yield Finding(name_of(ingress), path, "ingress-backends", message)
+                if not ix.exists("Service", ix.namespace_of(route), wanted):
+                    message = f"Service {ix.namespace_of(route)}/{wanted} is not in the render"
+                    yield Finding(name_of(route), path, "ingress-backends", message)
                 continue
             ports = (service.get("spec") or {}).get("ports") or ()
-            known = {p.get("name") for p in ports} | {p.get("port") for p in ports}
-            port = wanted.get("port") or {}
-            if (port.get("name") or port.get("number")) not in known:
-                message = f"{name_of(service)} has no port {port.get('name') or port.get('number')!r}"
-                yield Finding(name_of(ingress), f"{path}.service.port", "ingress-backends", message)
+            if port not in {p.get("name") for p in ports} | {p.get("port") for p in ports}:
+                message = f"{name_of(service)} has no port {port!r}"
+                yield Finding(name_of(route), f"{path}.port", "ingress-backends", message)
 
 
 RULES: tuple[Callable[[Index], Iterator[Finding]], ...] = (

@@ -1,0 +1,26 @@
+{{/* What no chart can say alone, because it sees its own values. */}}
+
+{{/* The load balancer is made for the router as it is. */}}
+{{- define "inference-plane.validateLoadBalancer" -}}
+{{- $balancer := index .Values "alb-ingress" -}}
+{{- if and $balancer.enabled .Values.router.enabled -}}
+{{- $router := .Values.router -}}
+{{- $refusals := list -}}
+{{- $figures := dict
+      "requestTimeout" (list "requestTimeout" $router.requestTimeout "It would cut answers, or hold what the router has given up")
+      "drainSeconds" (list "drainSeconds" (int $router.drainSeconds) "Requests on a leaving router would be cut, or held for nothing")
+      "statusPort" (list "status.port" (int $router.status.port) "It would check a port where nobody answers, and send nothing") -}}
+{{- range $key, $figure := $figures -}}
+{{- $own := get $balancer.router $key -}}
+{{- if ne (toString $own) (index $figure 1 | toString) -}}
+{{- $refusals = append $refusals (include "plane.refusal" (list (printf "alb-ingress.router.%s" $key)
+      (printf "%v, while router.%s is %v" $own (index $figure 0) (index $figure 1))
+      (printf "The load balancer is made for a router that is not there. %s" (index $figure 2))
+      (printf "%v in both places" (index $figure 1)))) -}}
+{{- end -}}
+{{- end -}}
+{{- with join "" $refusals -}}
+{{- fail (printf "values of alb-ingress and the router do not fit together:\n%s" (trimSuffix "\n" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
