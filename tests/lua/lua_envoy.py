@@ -65,8 +65,8 @@ def lua(path: Path) -> dict:
     }
 
 
-# Upstream filters change the one header map of a request, so an access log finds the headers that bedrock.lua removed
-# (x-request-id among them) neither in %REQ()% nor in %STREAM_ID%; metadata written before the router stays.
+# Upstream filters change the one header map of a request, so an access log does not find the headers that bedrock.lua
+# removed in %REQ()%; metadata written before the router stays.
 AUDIT_METADATA = {
     "name": "envoy.filters.http.header_to_metadata",
     "typed_config": {

@@ -9,6 +9,7 @@ from router_harness import MODELS, QUICK, Audit, Client, catalogue, counting_eng
 
 from inference_plane.onehost.bed import Bed
 
+
 @pytest.fixture(scope="session")
 def session_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     folder = tmp_path_factory.mktemp("bed")

@@ -14,7 +14,7 @@ from router_harness import wait_until
 from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
 from inference_plane.onehost.dns import DnsServer
-from inference_plane.onehost.processes import Processes, free_port
+from inference_plane.onehost.processes import Processes
 from inference_plane.onehost.router import Router, local_values, write_files
 
 #: What Envoy itself calls work in progress, and the plane uses knowingly: the usage of streams.
@@ -38,9 +38,7 @@ def test_envoy_accepts_the_render_of(file: Path, tmp_path: Path) -> None:
     assert not [line for line in noted if not WORK_IN_PROGRESS.search(line)]
 
     with DnsServer() as dns, Processes() as processes:
-        values = local_values(
-            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=dns.port, bedrock_port=443
-        )
+        values = local_values(dns_port=dns.port, bedrock_port=443)
         del values["bedrock"]  # the Region's own name, with TLS; nobody has it here
         render = _render(file, values)
         router = Router(processes, render, tmp_path / "router", {})

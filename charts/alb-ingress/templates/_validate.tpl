@@ -5,9 +5,7 @@
 {{- range $rule := list "Controller" "Public" "Inbound" "Policies" "Tls" "Regions" "Idle" "Drain" "Targets" -}}
 {{- $refusals = append $refusals (include (printf "alb.refuse%s" $rule) $) -}}
 {{- end -}}
-{{- with join "" $refusals -}}
-{{- fail (printf "values of alb-ingress do not fit together:\n%s" (trimSuffix "\n" .)) -}}
-{{- end -}}
+{{- include "plane.failOn" (dict "of" "alb-ingress" "refusals" $refusals) -}}
 {{- end -}}
 
 {{/* What the controllers and their modes do not have. */}}

@@ -19,8 +19,6 @@
       (printf "%v in both places" (index $figure 1)))) -}}
 {{- end -}}
 {{- end -}}
-{{- with join "" $refusals -}}
-{{- fail (printf "values of alb-ingress and the router do not fit together:\n%s" (trimSuffix "\n" .)) -}}
-{{- end -}}
+{{- include "plane.failOn" (dict "of" "alb-ingress and the router" "refusals" $refusals) -}}
 {{- end -}}
 {{- end -}}

@@ -14,13 +14,7 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 {{- $refusals = append $refusals (include (printf "nodepools.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- end -}}
-{{- include "nodepools.failOn" $refusals -}}
-{{- end -}}
-
-{{- define "nodepools.failOn" -}}
-{{- with join "" . -}}
-{{- fail (printf "values of the node pools do not fit together:\n%s" (trimSuffix "\n" .)) -}}
-{{- end -}}
+{{- include "plane.failOn" (dict "of" "the node pools" "refusals" $refusals) -}}
 {{- end -}}
 
 {{- define "nodepools.refuseUnknown" -}}
@@ -322,5 +316,5 @@ nodepools.validateEngines: what the umbrella alone can see, because it has the e
       "No node of these pools has that label, so every engine would stay Pending"
       $label)) -}}
 {{- end -}}
-{{- include "nodepools.failOn" $refusals -}}
+{{- include "plane.failOn" (dict "of" "the node pools" "refusals" $refusals) -}}
 {{- end -}}

@@ -51,22 +51,6 @@ disable-access-log-for-endpoints: its access log has a line for each probe and s
 {{- end -}}
 
 {{/*
-A Kubernetes quantity times a number: (list "500m" 2). The unit stays.
-*/}}
-{{- define "plane.times" -}}
-{{- $number := regexFind "^[0-9.]+" (index . 0) -}}
-{{ mulf $number (index . 1) }}{{ trimPrefix $number (index . 0) }}
-{{- end -}}
-
-{{/* A memory quantity in bytes. */}}
-{{- define "plane.bytes" -}}
-{{- $number := regexFind "^[0-9.]+" . -}}
-{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000
-      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{ mulf $number (get $units (trimPrefix $number .)) | int64 }}
-{{- end -}}
-
-{{/*
 The arguments of `vllm` for a model, as list items: (dict "root" $ "model" $model "shutdownTimeoutSeconds" 60).
 The model is positional, because `vllm serve --model` is an error up to 0.10 and deprecated after.
 */}}

@@ -31,3 +31,19 @@ readOnlyRootFilesystem: {{ . }}
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/*
+A Kubernetes quantity times a number: (list "500m" 2). The unit stays.
+*/}}
+{{- define "plane.times" -}}
+{{- $number := regexFind "^[0-9.]+" (index . 0) -}}
+{{ mulf $number (index . 1) }}{{ trimPrefix $number (index . 0) }}
+{{- end -}}
+
+{{/* A memory quantity in bytes. */}}
+{{- define "plane.bytes" -}}
+{{- $number := regexFind "^[0-9.]+" . -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000
+      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{ mulf $number (get $units (trimPrefix $number .)) | int64 }}
+{{- end -}}

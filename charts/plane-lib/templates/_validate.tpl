@@ -20,7 +20,7 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
 {{- end -}}
 {{- end -}}
-{{- include "plane.failOn" $refusals -}}
+{{- include "plane.failOn" (dict "of" "the catalogue" "refusals" $refusals) -}}
 {{- end -}}
 
 {{/*
@@ -28,13 +28,18 @@ plane.validateImages: refuses images that a chart names itself beside the models
 one is required: (dict "root" $ "images" (list "envoy")).
 */}}
 {{- define "plane.validateImages" -}}
-{{- include "plane.refuseDigests" (dict "global" .root.Values.global "images" .images) | list | include "plane.failOn" -}}
+{{- $refusal := include "plane.refuseDigests" (dict "global" .root.Values.global "images" .images) -}}
+{{- include "plane.failOn" (dict "of" "the catalogue" "refusals" (list $refusal)) -}}
 {{- end -}}
 
-{{/* Fails with all refusals in one message, where there is one. Takes a list of texts of plane.refusal. */}}
+{{/*
+Fails with all refusals in one message, where there is one: (dict "of" "the router" "refusals" $texts), the texts being
+those of plane.refusal.
+*/}}
 {{- define "plane.failOn" -}}
-{{- with join "" . -}}
-{{- fail (printf "values of the catalogue do not fit together:\n%s" (trimSuffix "\n" .)) -}}
+{{- $of := .of -}}
+{{- with join "" .refusals -}}
+{{- fail (printf "values of %s do not fit together:\n%s" $of (trimSuffix "\n" .)) -}}
 {{- end -}}
 {{- end -}}
 

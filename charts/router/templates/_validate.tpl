@@ -5,13 +5,7 @@
 {{- range $rule := list "Times" "Ports" "Bedrock" "Clients" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
-{{- include "router.failOn" $refusals -}}
-{{- end -}}
-
-{{- define "router.failOn" -}}
-{{- with join "" . -}}
-{{- fail (printf "values of the router do not fit together:\n%s" (trimSuffix "\n" .)) -}}
-{{- end -}}
+{{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
 {{- end -}}
 
 {{/* A budget ends before the hang guard, the hang guard before the request, and the request before the ALB's patience. */}}
@@ -78,9 +72,10 @@ Takes what the ConfigMap will hold.
 {{- define "router.refuseSize" -}}
 {{- $kib := div (len .) 1024 -}}
 {{- if gt $kib 900 -}}
-{{- include "plane.refusal" (list "global.models"
+{{- $refusal := include "plane.refusal" (list "global.models"
       (printf "the router's files need %d KiB of the 900 that a ConfigMap holds for them" $kib)
       "The API server would refuse the ConfigMap"
-      "fewer models in this environment, or split them over two planes") | list | include "router.failOn" -}}
+      "fewer models in this environment, or split them over two planes") -}}
+{{- include "plane.failOn" (dict "of" "the router" "refusals" (list $refusal)) -}}
 {{- end -}}
 {{- end -}}

@@ -12,7 +12,7 @@ catalogue that concern every chart.
 {{- $refusals = append $refusals (include $rule $context) -}}
 {{- end -}}
 {{- end -}}
-{{- include "plane.failOn" $refusals -}}
+{{- include "plane.failOn" (dict "of" "the catalogue" "refusals" $refusals) -}}
 {{- end -}}
 
 {{- define "vllm.refuseSelect" -}}

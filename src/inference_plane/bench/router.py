@@ -72,9 +72,7 @@ def _start(stack: contextlib.ExitStack, sizes: Sequence[int], without: Sequence[
         dns.set(f"model-{number:03}.{NAMESPACE}.svc.cluster.local", [address])
 
     def router(name: str, count: int, change: Any = None) -> Subject:
-        local = local_values(
-            port=free_port(), status_port=free_port(), no_capacity_port=free_port(), dns_port=dns.port,
-            bedrock_port=free_port())
+        local = local_values(dns_port=dns.port, bedrock_port=free_port())
         return start_router(
             processes, folder / re.sub(r"\W+", "-", name), name, catalogue(count), local, credentials.env, change)
 

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.engine import LlamaServer
 from inference_plane.onehost.processes import Process, Processes, free_addresses, free_port
-from inference_plane.onehost.router import Router, local_values
+from inference_plane.onehost.router import Router, fallback_models, local_values
 from inference_plane.onehost.serving import ServerThread
 
 from .scenes import Conditions
@@ -159,22 +158,15 @@ class Plane(contextlib.ExitStack):
         self.processes = stack.enter_context(Processes())
         self.dns = stack.enter_context(DnsServer())
         values = environment()
-        fallbacks = [entry["fallback"]["model"] for entry in values["global"]["models"].values() if "fallback" in entry]
         bedrock_port, bedrock_model = free_port(), free_port()
         self.bedrock = Bedrock(
-            frozenset(fallbacks),
+            fallback_models(values),
             values["global"]["aws"]["region"],
             generate=LlamaServer(f"http://127.0.0.1:{bedrock_model}"),
         )
         self.bedrock_url = stack.enter_context(ServerThread(self.bedrock, port=bedrock_port)).url
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
-        overlay = local_values(
-            port=free_port(),
-            status_port=free_port(),
-            no_capacity_port=free_port(),
-            dns_port=self.dns.port,
-            bedrock_port=bedrock_port,
-        )
+        overlay = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port)
         with self.step(f"Helm renders charts/{CHART} with values/{ENVIRONMENT.name}"):
             self.render = helm.template(CHART, files=[ENVIRONMENT], values={"router": overlay}, namespace=NAMESPACE)
         found = engines(self.render)
@@ -218,18 +210,9 @@ class Plane(contextlib.ExitStack):
             addresses = [pod.address for pod in pods] if ready else []
             self.dns.set(f"{name}.{NAMESPACE}.svc.cluster.local", addresses)
 
-    def _settle(self, ready: bool, timeout: float = 30.0) -> None:
-        # One more than the pods: the endpoint on loopback that stands for an empty fleet.
-        wanted = {
-            f"cluster.fleet/{name}.membership_healthy": (len(pods) if ready else 0) + 1
-            for name, pods in self.pods.items()
-        }
-        deadline = time.monotonic() + timeout
-        while (seen := self.router.stats(wanted)) != wanted:
-            self.processes.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"Envoy finds {seen} endpoints healthy after {timeout:g} s, wanted {wanted}")
-            time.sleep(0.1)
+    def _settle(self, ready: bool) -> None:
+        wanted = {name: len(pods) if ready else 0 for name, pods in self.pods.items()}
+        self.router.wait_for_engines(wanted, timeout=30.0)
 
     def _model(self, name: str, port: int, found: Sequence[Engine], slots: int) -> None:
         context = max(int(engine.flags["--max-model-len"]) for engine in found)

@@ -7,7 +7,6 @@ the model's headless Service, at an address of its own and on the port that the 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from inference_plane.checkout import CHARTS, ROOT
 
 from .bedrock import Bedrock, BedrockBehaviour, CredentialEndpoint
 from .dns import DnsServer
-from .processes import Processes, free_addresses, free_port
+from .processes import Processes, free_addresses
 from .replay import ReplayEngine
-from .router import Router, local_values
+from .router import Router, fallback_models, local_values
 from .serving import App, ServerThread, load_middleware
 
 MIDDLEWARE = CHARTS / "vllm" / "files" / "plane_middleware.py"
@@ -62,18 +61,10 @@ class Bed(contextlib.ExitStack):
     def _start(self, stack: contextlib.ExitStack) -> None:
         self.dns = stack.enter_context(DnsServer())
         self.processes = stack.enter_context(Processes())
-        self.bedrock = Bedrock(
-            models=frozenset(fallback_models(self.values)), region=self.values["global"]["aws"]["region"]
-        )
+        self.bedrock = Bedrock(models=fallback_models(self.values), region=self.values["global"]["aws"]["region"])
         bedrock = stack.enter_context(ServerThread(self.bedrock))
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
-        self.local = local_values(
-            port=free_port(),
-            status_port=free_port(),
-            no_capacity_port=free_port(),
-            dns_port=self.dns.port,
-            bedrock_port=bedrock.port,
-        )
+        self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
         for name, entry in self.values["global"]["models"].items():
             count = (entry.get("replicas") or {}).get("min", 1)
             self.engines[name] = [
@@ -100,19 +91,10 @@ class Bed(contextlib.ExitStack):
         self.wait_for_engines()
 
     def wait_for_engines(self, wanted: Mapping[str, int] | None = None, timeout: float = 20.0) -> None:
-        """Returns once Envoy finds so many engines of each model healthy, beside its own no-capacity endpoint.
-
-        None is every engine of every model. Raises TimeoutError after `timeout` seconds; the message has what Envoy
-        sees.
-        """
+        """`Router.wait_for_engines`; None is every engine of every model."""
         if wanted is None:
             wanted = {name: len(engines) for name, engines in self.engines.items()}
-        gauges = {f"cluster.fleet/{name}.membership_healthy": count + 1 for name, count in wanted.items()}
-        deadline = time.monotonic() + timeout
-        while (seen := self.router.stats(gauges)) != gauges:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"Envoy finds {seen} endpoints healthy after {timeout:g} s, wanted {gauges}")
-            time.sleep(0.05)
+        self.router.wait_for_engines(wanted, timeout)
 
     def rendered(self, values: Mapping[str, Any]) -> helm.Render:
         """The router's chart with these values, on this bed."""
@@ -133,9 +115,3 @@ class Bed(contextlib.ExitStack):
         return ReplayEngine(
             CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
         )
-
-
-def fallback_models(values: Mapping[str, Any]) -> set[str]:
-    """The Bedrock ids that a catalogue names: what the account's role may invoke."""
-    models = values["global"]["models"].values()
-    return {entry["fallback"]["model"] for entry in models if entry.get("fallback")}

@@ -11,28 +11,35 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inference_plane.helm import Render
 
-from .processes import Process, Processes
+from .processes import Process, Processes, free_port
 
 #: The folder under the container's working directory where each ConfigMap of the chart is mounted.
 MOUNTS = {"router-bootstrap": "bootstrap", "router-xds": "xds"}
 
 
-def local_values(*, port: int, status_port: int, no_capacity_port: int, dns_port: int, bedrock_port: int) -> dict[str, Any]:
-    """What the chart `router` is told beyond an environment's values, so that it runs on loopback."""
+def local_values(*, dns_port: int, bedrock_port: int) -> dict[str, Any]:
+    """What the chart `router` is told beyond an environment's values, so that it runs on loopback, on free ports."""
     return {
-        "listener": {"address": "127.0.0.1", "port": port},
-        "status": {"address": "127.0.0.1", "port": status_port},
-        "noCapacity": {"port": no_capacity_port},
+        "listener": {"address": "127.0.0.1", "port": free_port()},
+        "status": {"address": "127.0.0.1", "port": free_port()},
+        "noCapacity": {"port": free_port()},
         "dns": {"resolvers": [f"127.0.0.1:{dns_port}"]},
         "bedrock": {"host": "127.0.0.1", "port": bedrock_port, "tls": False},
         "concurrency": 1,
     }
+
+
+def fallback_models(values: Mapping[str, Any]) -> frozenset[str]:
+    """The Bedrock ids that a catalogue names: what the account's role may invoke."""
+    models = values["global"]["models"].values()
+    return frozenset(entry["fallback"]["model"] for entry in models if entry.get("fallback"))
 
 
 def write_files(render: Render, folder: Path) -> None:
@@ -57,7 +64,7 @@ class Router:
     """
 
     def __init__(self, processes: Processes, render: Render, folder: Path, environment: Mapping[str, str]) -> None:
-        self.folder = folder
+        self.folder, self._processes = folder, processes
         self.audit_path = folder / "audit.jsonl"
         write_files(render, folder)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
@@ -105,3 +112,17 @@ class Router:
         wanted = set(names)
         found = dict(line.rsplit(": ", 1) for line in self.admin("/stats").splitlines() if ": " in line)
         return {name: int(found.get(name, "0")) for name in wanted}
+
+    def wait_for_engines(self, wanted: Mapping[str, int], timeout: float = 20.0) -> None:
+        """Returns once Envoy finds so many engines of each model healthy, beside its own no-capacity endpoint.
+
+        Raises TimeoutError after `timeout` seconds, the message having what Envoy sees, and NotReady where a process
+        ended meanwhile.
+        """
+        gauges = {f"cluster.fleet/{name}.membership_healthy": count + 1 for name, count in wanted.items()}
+        deadline = time.monotonic() + timeout
+        while (seen := self.stats(gauges)) != gauges:
+            self._processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Envoy finds {seen} endpoints healthy after {timeout:g} s, wanted {gauges}")
+            time.sleep(0.05)
