@@ -52,8 +52,8 @@ def main() -> int:
     sys.stdout.flush()
 
     started = time.monotonic()
-    # Three processes on two cores: the tests of the router wait more than they work.
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadgroup", *paths, *words[split + 1 :]]
+    # Four processes on two cores: the tests of the router wait more than they work.
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadgroup", *paths, *words[split + 1 :]]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     print(f"{'green' if status == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s")
     return status
