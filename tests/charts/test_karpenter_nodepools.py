@@ -546,7 +546,7 @@ def test_the_umbrella_holds_the_labels_together():
 
 
 def test_the_default_drain_is_that_of_the_engines():
-    engines = yaml.safe_load((CHARTS / "vllm" / "values.yaml").read_text())["drain"]
+    engines = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["engine"]["drain"]
     own = yaml.safe_load((CHART / "values.yaml").read_text())["longestDrainSeconds"]
     assert own == sum(engines[part] for part in ("endpointStalenessSeconds", "shutdownTimeoutSeconds", "bufferSeconds"))
 

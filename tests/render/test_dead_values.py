@@ -19,6 +19,9 @@ BASES = [yaml.safe_load(path.read_text()) for path in sorted((pathlib.Path(__fil
 
 SCHEMA = json.loads((CHARTS / "inference-plane" / "values.schema.json").read_text())
 
+#: Charts that have the library's settings of engines at their root.
+ENGINES = ("vllm",)
+
 #: Read by Helm itself, or checked by a test of its own that says so.
 ELSEWHERE = {
     ("vllm", "enabled"): "the umbrella's condition",
@@ -37,10 +40,11 @@ def leaves(value, path=()):
 
 
 def defaults():
-    shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
-    yield from leaves(shared, ("global",))
+    shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())
+    yield from leaves(shared["defaults"], ("global",))
     for chart in ("vllm", "router", "karpenter-nodepools", "alb-ingress"):
-        yield from leaves(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()), (chart,))
+        own = yaml.safe_load((CHARTS / chart / "values.yaml").read_text())
+        yield from leaves(own | (shared["engine"] if chart in ENGINES else {}), (chart,))
 
 
 def schema_of(path):

@@ -301,7 +301,7 @@ nodepools.validateEngines: what the umbrella alone can see, because it has the e
 {{- define "nodepools.validateEngines" -}}
 {{- $own := index .Values "karpenter-nodepools" -}}
 {{- $engines := .Values.vllm -}}
-{{- $grace := include "vllm.graceSeconds" (dict "Values" $engines) | int -}}
+{{- $grace := include "plane.engineGraceSeconds" (dict "Values" $engines) | int -}}
 {{- $refusals := list -}}
 {{- if gt $grace (int $own.longestDrainSeconds) -}}
 {{- $refusals = append $refusals (include "plane.refusal" (list "karpenter-nodepools.longestDrainSeconds"

@@ -45,6 +45,19 @@ Order of defaults: modelDefaults, modelDefaults.profiles.<profile>, the entry. F
 {{- end -}}
 
 {{/*
+plane.fleets: the fleets of resolved models (plane.models), as a JSON object name -> fleet. A fleet is a number of equal
+engines, with a Service, a role and a version of its own; it is a model's entry with the field
+  fleet       its name, which is that of its objects
+*/}}
+{{- define "plane.fleets" -}}
+{{- $fleets := dict -}}
+{{- range $name, $model := . -}}
+{{- $_ := set $fleets $name (set $model "fleet" $name) -}}
+{{- end -}}
+{{- toJson $fleets -}}
+{{- end -}}
+
+{{/*
 How many devices a pod of a model asks for. Where the resource is a whole device of several cores (Trainium), the
 cores that tensorParallelSize counts are rounded up to devices.
 */}}
@@ -98,9 +111,9 @@ hidden
 {{ divf (include "plane.milliseconds" .) 1000 | ceil | int }}
 {{- end -}}
 
-{{/* Where an engine answers inside the cluster: a headless Service, so that the name lists its ready pods. */}}
+{{/* Where a fleet answers inside the cluster: a headless Service, so that the name lists its ready pods. */}}
 {{- define "plane.engineHost" -}}
-{{ printf "%s.%s.svc.%s" .model.name .model.namespace .root.Values.global.clusterDomain }}
+{{ printf "%s.%s.svc.%s" .model.fleet .model.namespace .root.Values.global.clusterDomain }}
 {{- end -}}
 
 {{/* The ports of an engine pod: requests from the router only, metrics for scrapers and autoscalers. */}}

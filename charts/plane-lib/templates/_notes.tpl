@@ -28,7 +28,7 @@ Risks
       "geography" (printf "may be processed in the geography %s" $global.residency.geography)
       "anywhere" "may be processed anywhere" -}}
 {{ $model.name }} {{ $model.version }}{{ with rest $model.servedNames }} (also {{ join ", " . }}){{ end }}
-  engine    vllm, image {{ $model.image }}, in namespace {{ $model.namespace }}
+  engine    {{ $model.engine }}, image {{ $model.image }}, in namespace {{ $model.namespace }}
   runs on   {{ $model.tensorParallelSize }} x {{ $model.accelerator }} a replica,
 {{- printf " %s, %s" (include "plane.notesReplicas" $model.replicas) $model.traffic }}
 {{- if $model.fallback }}

@@ -5,7 +5,7 @@ The clusters: for each model its fleet, and Amazon Bedrock where the model has a
 {{- define "router.clusters" -}}
 version_info: "1"
 resources:
-  {{- range $model := include "plane.models" $ | fromJson }}
+  {{- range $model := include "plane.fleets" (include "plane.models" $ | fromJson) | fromJson }}
   - {{ include "router.fleetCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
   {{- if $model.fallback }}
   - {{ include "router.bedrockCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
