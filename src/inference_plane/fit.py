@@ -98,13 +98,14 @@ def refusal(model: Mapping[str, Any]) -> str:
 
 
 def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The enabled entries of a values file's catalogue with their defaults, by name.
+    """The fleets of a values file's enabled entries with their defaults, by name: each model's own and its canary's.
 
     Args:
         values: an environment's values.
         defaults: `defaults` of plane-lib's values, which the charts import to `global`.
 
-    Each entry gets `hardware`, its accelerator's profile, and `devices`, what one replica asks of the scheduler.
+    Each gets `hardware`, its accelerator's profile, `devices`, what one replica asks of the scheduler, and `path`,
+    where it stands in the values.
 
     Raises:
         CatalogueError: an entry has no accelerator, no length, no weights, or names what does not exist.
@@ -124,7 +125,11 @@ def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
                 raise CatalogueError(f"{path}.{field}: absent. The capacity check needs it. Set it.")
         accelerators = everything["accelerators"]
         hardware = _named(accelerators, model["accelerator"], f"{path}.accelerator", "global.accelerators")
-        models[name] = model | {"hardware": hardware, "devices": _devices(model["tensorParallelSize"], hardware)}
+        devices = _devices(model["tensorParallelSize"], hardware)
+        models[name] = model | {"hardware": hardware, "devices": devices, "path": path}
+        if canary := entry.get("canary"):
+            weights = canary.get("weightsGiB", model["weightsGiB"])
+            models[f"{name}-canary"] = models[name] | {"weightsGiB": weights, "path": f"{path}.canary"}
     return models
 
 

@@ -3,7 +3,7 @@ nodepools.pools: the pools of this release as a JSON object "<accelerator>/<traf
 and traffic class that an enabled model uses or that `pools` names. Accelerators without a resource run on any node and
 get none. Fields:
   name, accelerator, traffic, hardware
-  models      names of the models that it is for
+  models      names of the models, and of their canaries, that it is for
   biggest     the model whose replica needs most of it; absent without models
   floor       accelerators that all replicas need at their minimum
   ceiling     accelerators that they may come to need: at their maximum, while a rollout surges, and the headroom's
@@ -19,7 +19,7 @@ get none. Fields:
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $models := include "plane.models" . | fromJson -}}
+{{- $models := include "plane.fleets" (include "plane.models" . | fromJson) | fromJson -}}
 {{- range $models -}}
 {{- if .hardware.resource -}}
 {{- $_ := set $pools (printf "%s/%s" .accelerator .traffic) (dict "accelerator" .accelerator "traffic" .traffic) -}}

@@ -242,7 +242,7 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 {{- $base := include "nodepools.imagesGiB" . | int -}}
 {{- $need := $base -}}
 {{- $for := "images, logs and caches" -}}
-{{- range $name, $model := include "plane.models" .root | fromJson -}}
+{{- range $name, $model := include "plane.fleets" (include "plane.models" .root | fromJson) | fromJson -}}
 {{- $weights := $model.hardware.resource | empty | ternary 0 (include "nodepools.weightsGiB" $model | int) -}}
 {{- if gt (add $base $weights) $need -}}
 {{- $need = add $base $weights -}}

@@ -81,8 +81,8 @@ app.kubernetes.io/part-of: inference-plane
 {{- define "plane.enginePodAnnotations" -}}
 checksum/files: {{ include "plane.engineFilesData" .root | sha256sum }}
 kubectl.kubernetes.io/default-container: {{ .container }}
-{{- if lt (int .model.replicas.min) 2 }}
-# There may be one replica only, so whoever moves it interrupts the model.
+{{- if and (lt (int .model.replicas.min) 2) (eq .model.fleet .model.name) }}
+# There may be one replica only, so whoever moves it interrupts the model. A canary's requests have the other fleet.
 karpenter.sh/do-not-disrupt: "true"
 {{- end }}
 {{- end -}}

@@ -9,9 +9,11 @@ catalogue that concern every chart.
 {{- range $rule := list "Select" "Drain" "Nobody" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuseEngine%s" $rule) $) -}}
 {{- end -}}
-{{- range $name, $model := include "plane.engineModels" . | fromJson -}}
-{{- $context := dict "root" $ "model" $model "path" (printf "global.models.%s" $name) -}}
-{{- range $rule := list "Zero" "Version" "Args" "Env" "Neuron" -}}
+{{- range $name, $model := include "plane.engineFleets" . | fromJson -}}
+{{- $context := dict "root" $ "model" $model "path" $model.path -}}
+{{- /* A canary has its entry's `args` and `env`, which are refused there. */ -}}
+{{- $rules := list "Zero" "Version" "Neuron" -}}
+{{- range $rule := eq $name $model.name | ternary (concat $rules (list "Args" "Env")) $rules -}}
 {{- $refusals = append $refusals (include (printf "plane.refuseEngine%s" $rule) $context) -}}
 {{- end -}}
 {{- end -}}
@@ -66,7 +68,7 @@ catalogue that concern every chart.
 {{- $network := .Values.global.network -}}
 {{- if $network.policies -}}
 {{- $scaled := list -}}
-{{- range $name, $model := include "plane.engineModels" . | fromJson -}}
+{{- range $name, $model := include "plane.engineFleets" . | fromJson -}}
 {{- if include "plane.engineScales" $model -}}
 {{- $scaled = append $scaled $name -}}
 {{- end -}}
@@ -150,7 +152,9 @@ catalogue that concern every chart.
 {{- $is := get $model $field | int -}}
 {{- $was := dig $field $is ($model.compiled | default dict) | int -}}
 {{- if ne $is $was -}}
-{{- include "plane.refusal" (list (printf "%s.%s" $context.path $field)
+{{- /* A canary has the entry's shape, so what can differ is its artifact. */ -}}
+{{- $at := eq $model.fleet $model.name | ternary $field (printf "compiled.%s" $field) -}}
+{{- include "plane.refusal" (list (printf "%s.%s" $context.path $at)
       (printf "%d, but the artifact was compiled for %d" $is $was)
       "Neuron runs only the shapes that were compiled, and would compile again at each start"
       (printf "%s: %d, or an artifact compiled for %d" $field $was $is)) -}}

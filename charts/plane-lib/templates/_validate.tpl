@@ -10,14 +10,21 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- define "plane.validateCatalogue" -}}
 {{- $global := .Values.global -}}
 {{- $models := include "plane.models" . | fromJson -}}
+{{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
 {{- range $rule := list "Aws" "Network" "Accelerators" "Images" -}}
-{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (dict "global" $global "models" $models)) -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (dict "global" $global "models" $models "fleets" $fleets)) -}}
 {{- end -}}
 {{- range $name, $model := $models -}}
 {{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
 {{- range $rule := list "References" "Sources" "Names" "Replicas" "Fallback" "Fit" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
+{{- end -}}
+{{- with get (include "plane.fleets" (dict $name $model) | fromJson) (printf "%s-canary" $name) -}}
+{{- $context = dict "global" $global "models" $models "stable" $model "model" . "path" .path -}}
+{{- range $rule := list "Canary" "Sources" "Replicas" "Fit" -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the catalogue" "refusals" $refusals) -}}
@@ -158,13 +165,13 @@ those of plane.refusal.
 {{- end -}}
 {{- /* Of a program in between no flag depends on the version; of an engine many do. */ -}}
 {{- $engines := list -}}
-{{- range .models -}}
+{{- range .fleets -}}
 {{- $engines = append $engines .image -}}
 {{- end -}}
 {{- range $name := uniq $engines | sortAlpha -}}
 {{- include "plane.refuseAbsent" (list (printf "global.images.%s" $name) (get $global.images $name) "version") -}}
 {{- end -}}
-{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .models | fromJsonArray)) -}}
+{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .fleets | fromJsonArray)) -}}
 {{- end -}}
 
 {{/* Images without a digest where one is required: (dict "global" $global "images" (list ...)). */}}
@@ -275,6 +282,34 @@ those of plane.refusal.
       "A request names exactly one model"
       "a name that no other entry has") -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A canary beside its model: (dict "global" $global "models" $models "stable" $model "model" $fleet "path" $path). */}}
+{{- define "plane.refuseCanary" -}}
+{{- $fleet := .model.fleet -}}
+{{- if eq .model.source .stable.source -}}
+{{- include "plane.refusal" (list (printf "%s.source" .path)
+      (printf "%s is the entry's own" .model.source)
+      "Both fleets would serve the same weights under one version, and nothing would be tried"
+      "the prefix of another version, or canary: null") -}}
+{{- end -}}
+{{- if gt (len $fleet) 40 -}}
+{{- include "plane.refusal" (list .path
+      (printf "the fleet's name %s has %d characters" $fleet (len $fleet))
+      "A fleet's objects take its name, which has at most 40 as a model's has"
+      "the canary for a model whose name has at most 33 characters") -}}
+{{- end -}}
+{{- if hasKey .models $fleet -}}
+{{- include "plane.refusal" (list .path
+      (printf "%s is a model of its own" $fleet)
+      "The canary's Service and that model's would be one object"
+      (printf "another name for global.models.%s" $fleet)) -}}
+{{- end -}}
+{{- with .model.image -}}
+{{- if not (kindIs "map" (get $.global.images .)) -}}
+{{- include "plane.unknown" (list (printf "%s.image" $.path) . "global.images" $.global.images) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
