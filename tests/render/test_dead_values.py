@@ -20,11 +20,12 @@ BASES = [yaml.safe_load(path.read_text()) for path in sorted((pathlib.Path(__fil
 SCHEMA = json.loads((CHARTS / "inference-plane" / "values.schema.json").read_text())
 
 #: Charts that have the library's settings of engines at their root.
-ENGINES = ("vllm",)
+ENGINES = ("vllm", "kserve")
 
 #: Read by Helm itself, or checked by a test of its own that says so.
 ELSEWHERE = {
     ("vllm", "enabled"): "the umbrella's condition",
+    ("kserve", "enabled"): "the umbrella's condition",
     ("router", "enabled"): "the umbrella's condition",
     ("karpenter-nodepools", "enabled"): "the umbrella's condition",
     ("alb-ingress", "enabled"): "the umbrella's condition",
@@ -42,7 +43,7 @@ def leaves(value, path=()):
 def defaults():
     shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())
     yield from leaves(shared["defaults"], ("global",))
-    for chart in ("vllm", "router", "karpenter-nodepools", "alb-ingress"):
+    for chart in ("vllm", "kserve", "router", "karpenter-nodepools", "alb-ingress"):
         own = yaml.safe_load((CHARTS / chart / "values.yaml").read_text())
         yield from leaves(own | (shared["engine"] if chart in ENGINES else {}), (chart,))
 

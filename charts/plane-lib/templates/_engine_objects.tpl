@@ -3,7 +3,7 @@ What belongs to a fleet beside the object that makes its pods: one helper an obj
 (dict "root" $ "model" $fleet). An engine chart is named after its engine and gives its own root.
 */}}
 
-{{/* The models of the catalogue that this release runs, as plane.models gives them: those of its engine and select. */}}
+{{/* The models that this release runs, as plane.models gives them: those of its engine that match select. */}}
 {{- define "plane.engineModels" -}}
 {{- $models := dict -}}
 {{- range $name, $model := include "plane.models" . | fromJson -}}
@@ -32,7 +32,8 @@ What belongs to a fleet beside the object that makes its pods: one helper an obj
 
 {{/* The images that an engine chart names itself beside the models' own, as a JSON list: the helm test's. */}}
 {{- define "plane.engineImages" -}}
-{{- if and .Values.global.network.policies (include "plane.engineModels" . | fromJson) -}}["curl"]{{- else -}}[]{{- end -}}
+{{- $tests := and .Values.global.network.policies (include "plane.engineModels" . | fromJson) -}}
+{{ $tests | empty | ternary list (list "curl") | toJson }}
 {{- end -}}
 
 {{/* The metadata of a fleet's object. */}}
@@ -105,7 +106,8 @@ spec:
               {{- include "plane.selectorLabels" (dict "component" "router" "name" "router") | nindent 14 }}
       ports:
         - {protocol: TCP, port: {{ include "plane.enginePort" . }}}
-    {{- include "plane.ingressFromNamespaces" (dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .)) | nindent 4 }}
+    {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
+    {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
   {{- if include "plane.engineFromS3" .model }}
   egress:
     {{- include "plane.egressDns" .root | nindent 4 }}
@@ -195,7 +197,7 @@ spec:
     {{- end }}
 {{- end -}}
 
-{{/* The ConfigMap with what runs inside engine pods. Release and engine are in its name: they may share a namespace. */}}
+{{/* The ConfigMap with what runs inside engine pods. Releases and engines may share a namespace, so it names both. */}}
 {{- define "plane.engineFilesName" -}}
 {{ .Release.Name }}-{{ .Chart.Name }}-files
 {{- end -}}

@@ -77,17 +77,30 @@ app.kubernetes.io/part-of: inference-plane
 {{ include "plane.modelLabels" . }}
 {{- end -}}
 
-{{/* The annotations of a fleet's pods: (dict "root" $ "model" $fleet "container" "vllm"). */}}
+{{/* The container of the engine: KServe takes it by this name. */}}
+{{- define "plane.engineContainer" -}}
+{{ eq .engine "kserve" | ternary "kserve-container" "vllm" }}
+{{- end -}}
+
+{{/*
+What runs in it. KServe refuses PYTHONPATH in a container's environment, so that the command brings it. `vllm` is given,
+because the images' entrypoints differ: `vllm serve`, the API server's module, or a shell script.
+*/}}
+{{- define "plane.engineCommand" -}}
+{{ eq .engine "kserve" | ternary "[env, PYTHONPATH=/opt/plane, vllm]" "[vllm]" }}
+{{- end -}}
+
+{{/* The annotations of a fleet's pods: (dict "root" $ "model" $fleet). */}}
 {{- define "plane.enginePodAnnotations" -}}
 checksum/files: {{ include "plane.engineFilesData" .root | sha256sum }}
-kubectl.kubernetes.io/default-container: {{ .container }}
+kubectl.kubernetes.io/default-container: {{ include "plane.engineContainer" .model }}
 {{- if and (lt (int .model.replicas.min) 2) (eq .model.fleet .model.name) }}
 # There may be one replica only, so whoever moves it interrupts the model. A canary's requests have the other fleet.
 karpenter.sh/do-not-disrupt: "true"
 {{- end }}
 {{- end -}}
 
-{{/* The spec of a fleet's pods: (dict "root" $ "model" $fleet "container" "vllm"). */}}
+{{/* The spec of a fleet's pods: (dict "root" $ "model" $fleet). */}}
 {{- define "plane.enginePodSpec" -}}
 {{- $root := .root -}}
 {{- $model := .model -}}
@@ -123,10 +136,9 @@ initContainers:
   {{- end }}
   - {{ include "plane.engineMetrics" $context | nindent 4 | trim }}
 containers:
-  - name: {{ .container }}
+  - name: {{ include "plane.engineContainer" $model }}
     image: {{ include "plane.image" (dict "root" $root "image" $model.image) }}
-    # Given, because the images' entrypoints differ: `vllm serve`, the API server's module, or a shell script.
-    command: [vllm]
+    command: {{ include "plane.engineCommand" $model }}
     args:
       {{- include "plane.engineArgs" $context | nindent 6 }}
     env:
@@ -166,6 +178,10 @@ containers:
         {{ . }}: {{ int $model.devices }}
         {{- end }}
       limits:
+        {{- if eq $model.engine "kserve" }}
+        # KServe would set its own default, one CPU, where there is no limit. No node has a thousand.
+        cpu: 1k
+        {{- end }}
         memory: {{ include "plane.times" (list $model.hardware.memory $size) }}
         {{- with $model.hardware.resource }}
         {{ . }}: {{ int $model.devices }}
@@ -273,7 +289,7 @@ volumeMounts:
     mountPath: /tmp
 {{- end -}}
 
-{{/* The sidecar that serves /metrics alone; a sidecar, so that the metrics of a draining engine are still to be had. */}}
+{{/* Serves /metrics alone. A sidecar, so that the metrics of a draining engine are still to be had. */}}
 {{- define "plane.engineMetrics" -}}
 name: metrics
 restartPolicy: Always

@@ -93,6 +93,17 @@ cores that tensorParallelSize counts are rounded up to devices.
 {{- end -}}
 {{- end -}}
 
+{{/* What the largest node brings: p5.48xlarge 8 GPUs, inf2.48xlarge 24 cores, trn2.48xlarge 16 devices. */}}
+{{- define "plane.largestNode" -}}
+{"nvidia.com/gpu": 8, "aws.amazon.com/neuroncore": 24, "aws.amazon.com/neuron": 16}
+{{- end -}}
+
+{{/* "true" where one node has what a pod of a model asks for. */}}
+{{- define "plane.fitsOneNode" -}}
+{{- $largest := get (include "plane.largestNode" . | fromJson) (.hardware.resource | default "") -}}
+{{- if or (not $largest) (le (include "plane.devices" . | int) (int $largest)) -}}true{{- end -}}
+{{- end -}}
+
 {{/* Residencies in order of distance: a prompt may travel as far as its own and no farther. */}}
 {{- define "plane.residencyRank" -}}
 {{ get (dict "cluster" 0 "region" 1 "geography" 2 "anywhere" 3) . }}

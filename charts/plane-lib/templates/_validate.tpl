@@ -13,11 +13,12 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
 {{- range $rule := list "Aws" "Network" "Accelerators" "Images" -}}
-{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (dict "global" $global "models" $models "fleets" $fleets)) -}}
+{{- $context := dict "global" $global "models" $models "fleets" $fleets -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- range $name, $model := $models -}}
 {{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
-{{- range $rule := list "References" "Sources" "Names" "Replicas" "Fallback" "Fit" -}}
+{{- range $rule := list "References" "Sources" "Names" "Engine" "Nodes" "Replicas" "Fallback" "Fit" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
 {{- end -}}
 {{- with get (include "plane.fleets" (dict $name $model) | fromJson) (printf "%s-canary" $name) -}}
@@ -283,6 +284,53 @@ those of plane.refusal.
       "a name that no other entry has") -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What only one of the engines takes, and names that KServe gives. */}}
+{{- define "plane.refuseEngine" -}}
+{{- $context := . -}}
+{{- $mode := .entry.deploymentMode -}}
+{{- if and $mode (ne .model.engine "kserve") -}}
+{{- include "plane.refusal" (list (printf "%s.deploymentMode" .path)
+      (printf "%s, while engine is %s" $mode .model.engine)
+      "It is a mode of KServe, and no InferenceService is rendered"
+      "engine: kserve, or take deploymentMode out") -}}
+{{- else if eq ($mode | default "Standard") "Knative" -}}
+{{- include "plane.refusal" (list (printf "%s.deploymentMode" .path)
+      "Knative, which this release does not run"
+      (print "Knative keeps an old revision's pods as long as requests reach them, and the router sends to every ready "
+             "pod, so that no rollout would end; it takes no preStop hook and no grace period either")
+      "deploymentMode: Standard") -}}
+{{- end -}}
+{{- if eq .model.engine "kserve" -}}
+{{- range $fleet, $model := include "plane.fleets" (dict .model.name .model) | fromJson -}}
+{{- $taken := printf "%s-predictor" $fleet -}}
+{{- with get (include "plane.fleets" $context.models | fromJson) $taken -}}
+{{- if eq .namespace $model.namespace -}}
+{{- include "plane.refusal" (list $context.path
+      (printf "%s is what KServe calls the Deployment and the Service of %s" $taken $fleet)
+      "Two objects of one name would overwrite each other"
+      "another name, or another namespace") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A replica is one pod, and a pod is on one node. */}}
+{{- define "plane.refuseNodes" -}}
+{{- if not (include "plane.fitsOneNode" .model) -}}
+{{- $largest := get (include "plane.largestNode" . | fromJson) .model.hardware.resource | int -}}
+{{- $perDevice := .model.hardware.coresPerDevice | default 1 -}}
+{{- $cores := mul $largest (eq .model.hardware.resource "aws.amazon.com/neuron" | ternary $perDevice 1) -}}
+{{- include "plane.refusal" (list (printf "%s.tensorParallelSize" .path)
+      (printf "%d needs %d of %s, and the largest node has %d"
+        (int .model.tensorParallelSize) (int .model.devices) .model.hardware.resource $largest)
+      (eq .model.engine "kserve" | ternary
+        "KServe's multi-node takes weights from pvc:// or oci://, never from s3://"
+        "A replica is one pod, and a pod is on one node")
+      (printf "tensorParallelSize: %d or less, or an accelerator with more memory" $cores)) -}}
 {{- end -}}
 {{- end -}}
 
