@@ -161,9 +161,10 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware.
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The Region for AWS SDKs, as JSON: EKS Pod Identity brings credentials and no Region. */}}
+{{/* The Region for AWS SDKs, as JSON: EKS Pod Identity brings credentials and no Region. And where those come from. */}}
 {{- define "plane.awsEnv" -}}
-{{ dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region | toJson }}
+{{- $region := dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region -}}
+{{ include "plane.credentialsEnv" . | fromJson | merge $region | toJson }}
 {{- end -}}
 
 {{/*

@@ -63,7 +63,7 @@ Risks
 {{- $single := list -}}
 {{- $assumed := list -}}
 {{- $kept := list -}}
-{{- $callers := list -}}
+{{- $callers := include "plane.callers" .models | fromJsonArray -}}
 {{- range $name, $model := .models -}}
 {{- $entry := get $global.models $name -}}
 {{- $profile := get $global.modelDefaults.profiles ($model.profile | default "") | default dict -}}
@@ -72,9 +72,6 @@ Risks
 {{- end -}}
 {{- if not (or $entry.kvBytesPerToken $profile.kvBytesPerToken) -}}
 {{- $assumed = append $assumed $name -}}
-{{- end -}}
-{{- if or $model.fallback (hasPrefix "s3://" $model.source) -}}
-{{- $callers = append $callers $name -}}
 {{- end -}}
 {{- with $model.fallback -}}
 {{- if ne .retention "none" -}}
