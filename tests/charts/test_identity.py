@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from inference_plane import helm
+from inference_plane.checkout import CHARTS
 from inference_plane.commands import iam
 from inference_plane.manifests import check
 
@@ -42,6 +43,8 @@ BASE: dict[str, Any] = {
         },
     }
 }
+NONE = {"identity": {"mode": "none", "manage": "external"}}
+NO_FALLBACK = {"models": {"summary": {"fallback": None}}}
 IRSA = {"identity": {"mode": "irsa", "oidcProvider": HOST}}
 
 
@@ -66,7 +69,8 @@ def render(overlay: dict[str, Any] | None = None, **charts: Any) -> helm.Render:
 def falls_back(*targets: str) -> dict[str, Any]:
     """Models that fall back to these."""
     entry = {**BASE["global"]["models"]["tiny"], "residency": "anywhere"}
-    return {"models": {f"m{n}": {**entry, "fallback": {"model": t, "retention": "none"}} for n, t in enumerate(targets)}}
+    fallbacks = [{"model": target, "retention": "none"} for target in targets]
+    return {"models": {f"m{n}": {**entry, "fallback": fallback} for n, fallback in enumerate(fallbacks)}}
 
 
 def policy(rendered: helm.Render, name: str) -> list[dict[str, Any]]:
@@ -123,10 +127,11 @@ class TestPolicies:
     def test_weights_in_the_image_need_no_role(self) -> None:
         rendered = render()
         assert {role["metadata"]["name"] for role in rendered.of_kind("Role")} == {"summary", "records", "router"}
-        assert {a["metadata"]["name"] for a in rendered.of_kind("PodIdentityAssociation")} == {"summary", "records", "router"}
+        associations = rendered.of_kind("PodIdentityAssociation")
+        assert {a["metadata"]["name"] for a in associations} == {"summary", "records", "router"}
 
     def test_a_router_without_a_fallback_has_no_role(self) -> None:
-        rendered = render({"models": {"summary": {"fallback": None}}})
+        rendered = render(NO_FALLBACK)
         assert {role["metadata"]["name"] for role in rendered.of_kind("Role")} == {"summary", "records"}
         assert "env" not in pod(rendered, "router")["containers"][0]
 
@@ -143,8 +148,7 @@ class TestPolicies:
     def test_a_geography_s_profile_is_invoked_in_its_regions_by_way_of_the_profile_alone(self) -> None:
         regions = {"bedrock": {"profileRegions": {"eu": ["eu-west-1", "eu-central-1"]}}}
         target = "eu.mistral.pixtral-large-2502-v1:0"
-        rendered = render({"models": {"summary": {"fallback": None}}, **regions} | merged(
-            {"models": {"summary": {"fallback": None}}}, falls_back(target, target)))  # fmt: skip
+        rendered = render(merged(NO_FALLBACK, falls_back(target, target)) | regions)
         _, profile, models = policy(rendered, "router")
         arn = f"{OWN}:inference-profile/{target}"
         assert profile == {"Sid": "Profile0", "Effect": "Allow", "Action": INVOKE, "Resource": [arn]}
@@ -161,7 +165,7 @@ class TestPolicies:
 
     def test_the_global_profile_has_the_region_less_model_and_no_other_region(self) -> None:
         target = "global.openai.gpt-oss-20b-1:0"
-        rendered = render(merged({"models": {"summary": {"fallback": None}}}, falls_back(target)))
+        rendered = render(merged(NO_FALLBACK, falls_back(target)))
         _, profile, own, anywhere = policy(rendered, "router")
         arn = f"{OWN}:inference-profile/{target}"
         assert profile["Resource"] == [arn]
@@ -178,9 +182,9 @@ class TestPolicies:
         assert "inference-profile" not in document and document.count("arn:aws:bedrock:eu-central-1:") == 2
 
     def test_other_partitions_have_their_own_names(self) -> None:
-        china = {"aws": {"partition": "aws-cn", "region": "cn-north-1"}, **IRSA}
-        china = merged(china, {"models": {"summary": {"fallback": None, "kmsKeyArn": KEY.replace("aws:kms:eu-central-1", "aws-cn:kms:cn-north-1")}}})  # fmt: skip
-        rendered = render(china)
+        key = KEY.replace("aws:kms:eu-central-1", "aws-cn:kms:cn-north-1")
+        models = {"summary": {"fallback": None, "kmsKeyArn": key}}
+        rendered = render({"aws": {"partition": "aws-cn", "region": "cn-north-1"}, "models": models})
         read, _, decrypt = policy(rendered, "summary")
         assert read["Resource"] == ["arn:aws-cn:s3:::payer-models/summary/v7/*"]
         assert decrypt["Condition"] == {"StringEquals": {"kms:ViaService": "s3.cn-north-1.amazonaws.com.cn"}}
@@ -254,7 +258,11 @@ class TestObjects:
 
 
 #: The token that EKS's own webhook would mount, by the names it looks for.
-TOKEN = {"name": "eks-pod-identity-token", "mountPath": "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount", "readOnly": True}
+TOKEN = {
+    "name": "eks-pod-identity-token",
+    "mountPath": "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount",
+    "readOnly": True,
+}
 VARIABLES = {
     "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": f"{TOKEN['mountPath']}/eks-pod-identity-token",
@@ -296,8 +304,9 @@ class TestPods:
     @pytest.mark.parametrize("manage", ["ack", "external"])
     def test_with_irsa_the_accounts_of_callers_name_their_roles(self, manage: str) -> None:
         rendered = render(merged(IRSA, {"identity": {"manage": manage}}))
-        found = {account["metadata"]["name"]: account["metadata"].get("annotations") for account in rendered.of_kind("ServiceAccount")}
-        for name, role in {"router": "inference-router", "summary": "inference-summary", "records": "care-records"}.items():
+        found = {a["metadata"]["name"]: a["metadata"].get("annotations") for a in rendered.of_kind("ServiceAccount")}
+        roles = {"router": "inference-router", "summary": "inference-summary", "records": "care-records"}
+        for name, role in roles.items():
             assert found[name] == {
                 "eks.amazonaws.com/role-arn": f"arn:aws:iam::{ACCOUNT}:role/inference-{role}",
                 "eks.amazonaws.com/sts-regional-endpoints": "true",
@@ -314,13 +323,16 @@ class TestPods:
             "assume_role_with_web_identity_provider": {
                 "role_arn": f"arn:aws:iam::{ACCOUNT}:role/inference-inference-router",
                 "role_session_name": "router",
-                "web_identity_token_data_source": {"filename": f"{folder}/token", "watched_directory": {"path": folder}},
+                "web_identity_token_data_source": {
+                    "filename": f"{folder}/token",
+                    "watched_directory": {"path": folder},
+                },
             },
         }
 
     @pytest.mark.parametrize(
         ("overlay", "reached", "port"),
-        [({}, "169.254.170.23/32", 80), (IRSA, "10.0.4.0/24", 443), ({"identity": {"mode": "none", "manage": "external"}}, None, 0)],
+        [({}, "169.254.170.23/32", 80), (IRSA, "10.0.4.0/24", 443), (NONE, None, 0)],
         ids=["podIdentity", "irsa", "none"],
     )
     def test_callers_reach_whoever_gives_credentials_and_no_other_such(
@@ -344,10 +356,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pod identity by ack without the account and the cluster": (
         {"aws": {"accountId": "", "clusterName": ""}},
         [
-            "global.aws.accountId: empty, while identity is podIdentity, managed by ack. ARNs of roles name the account. "
-            "Set the account's 12 digits, in quotes.",
-            "global.aws.clusterName: empty, while identity is podIdentity, managed by ack. A role trusts one cluster, and "
-            "an association names it. Set the name of the EKS cluster.",
+            "global.aws.accountId: empty, while identity is podIdentity, managed by ack. ARNs of roles name the "
+            "account. Set the account's 12 digits, in quotes.",
+            "global.aws.clusterName: empty, while identity is podIdentity, managed by ack. A role trusts one cluster, "
+            "and an association names it. Set the name of the EKS cluster.",
         ],
     ),
     "irsa by ack without the account and the provider": (
@@ -355,8 +367,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             "global.aws.accountId: empty, while identity is irsa, managed by ack. ARNs of roles name the account. "
             "Set the account's 12 digits, in quotes.",
-            "global.identity.oidcProvider: empty, while identity is irsa, managed by ack. A role trusts the OIDC provider of "
-            "one cluster. Set its host and path, without https://.",
+            "global.identity.oidcProvider: empty, while identity is irsa, managed by ack. A role trusts the OIDC "
+            "provider of one cluster. Set its host and path, without https://.",
         ],
     ),
     "irsa of somebody else without the account": (
@@ -369,8 +381,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "ack without an identity": (
         {"identity": {"mode": "none"}},
         [
-            "global.identity.manage: ack, while mode is none. Without an identity of their own the pods have no roles to "
-            "manage. Set mode: podIdentity or irsa, or manage: external."
+            "global.identity.manage: ack, while mode is none. Without an identity of their own the pods have no roles "
+            "to manage. Set mode: podIdentity or irsa, or manage: external."
         ],
     ),
     "a name that IAM does not take": (
@@ -381,61 +393,67 @@ REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "two accounts, one role": (
-        {"models": {"a": {**GPU, "source": "s3://models/a/v1/", "namespace": "care-b"}, "b-a": {**GPU, "source": "s3://models/b/v1/", "namespace": "care"}}},
+        {
+            "models": {
+                "a": {**GPU, "source": "s3://models/a/v1/", "namespace": "care-b"},
+                "b-a": {**GPU, "source": "s3://models/b/v1/", "namespace": "care"},
+            }
+        },
         [
-            "global.identity.roleNamePrefix: the role inference-care-b-a would be that of the ServiceAccounts care-b/a and "
-            "care/b-a. Each would get what the other may do. Set another name or namespace for one of them."
+            "global.identity.roleNamePrefix: the role inference-care-b-a would be that of the ServiceAccounts care-b/a "
+            "and care/b-a. Each would get what the other may do. Set another name or namespace for one of them."
         ],
     ),
     "a Region of another partition": (
         {"aws": {"region": "us-gov-west-1"}, "models": {"summary": {"kmsKeyArn": ""}}},
         [
-            "global.aws.partition: aws, while the Region us-gov-west-1 is in aws-us-gov. Every ARN names its partition, and "
-            "one of another partition grants nothing. Set partition: aws-us-gov, or a Region of aws."
+            "global.aws.partition: aws, while the Region us-gov-west-1 is in aws-us-gov. Every ARN names its "
+            "partition, and one of another partition grants nothing. Set partition: aws-us-gov, or a Region of aws."
         ],
     ),
     "a partition of another Region": (
         {"aws": {"partition": "aws-cn"}, "models": {"summary": {"kmsKeyArn": ""}}},
         [
-            "global.aws.partition: aws-cn, while the Region eu-central-1 is in aws. Every ARN names its partition, and one of "
-            "another partition grants nothing. Set partition: aws, or a Region of aws-cn."
+            "global.aws.partition: aws-cn, while the Region eu-central-1 is in aws. Every ARN names its partition, and "
+            "one of another partition grants nothing. Set partition: aws, or a Region of aws-cn."
         ],
     ),
     "a key of another Region": (
         {"models": {"summary": {"kmsKeyArn": KEY.replace("eu-central-1", "eu-west-1")}}},
         [
-            f"global.models.summary.kmsKeyArn: {KEY.replace('eu-central-1', 'eu-west-1')} is not in eu-central-1 of aws. S3 "
-            "decrypts with keys of the bucket's own Region, and weights are read in global.aws.region. Set the ARN of the "
-            "bucket's key in that Region, or the Region of the bucket in global.aws."
+            f"global.models.summary.kmsKeyArn: {KEY.replace('eu-central-1', 'eu-west-1')} is not in eu-central-1 of "
+            "aws. S3 decrypts with keys of the bucket's own Region, and weights are read in global.aws.region. Set the "
+            "ARN of the bucket's key in that Region, or the Region of the bucket in global.aws."
         ],
     ),
     "a key of another partition": (
         {"models": {"summary": {"kmsKeyArn": KEY.replace("aws", "aws-us-gov")}}},
         [
             f"global.models.summary.kmsKeyArn: {KEY.replace('aws', 'aws-us-gov')} is not in eu-central-1 of aws. S3 "
-            "decrypts with keys of the bucket's own Region, and weights are read in global.aws.region. Set the ARN of the "
-            "bucket's key in that Region, or the Region of the bucket in global.aws."
+            "decrypts with keys of the bucket's own Region, and weights are read in global.aws.region. Set the ARN of "
+            "the bucket's key in that Region, or the Region of the bucket in global.aws."
         ],
     ),
     "irsa behind policies that keep STS out": (
         {**IRSA, "network": {"stsCidrs": []}},
         [
-            "global.network.stsCidrs: empty, while records has its credentials from STS. The NetworkPolicies deny what nobody "
-            "names. Set the CIDRs of the endpoint, or global.network.policies: false."
+            "global.network.stsCidrs: empty, while records has its credentials from STS. The NetworkPolicies deny what "
+            "nobody names. Set the CIDRs of the endpoint, or global.network.policies: false."
         ],
     ),
     "STS everywhere": (
         {"network": {"stsCidrs": ["0.0.0.0/0"]}},
         [
-            "global.network.stsCidrs: 0.0.0.0/0 is a large part of all addresses. It would let prompts and weights go anywhere "
-            "and leave the residency unprovable. Set the CIDRs of the endpoint or the subnets alone."
+            "global.network.stsCidrs: 0.0.0.0/0 is a large part of all addresses. It would let prompts and weights go "
+            "anywhere and leave the residency unprovable. Set the CIDRs of the endpoint or the subnets alone."
         ],
     ),
     "a geography without Regions": (
         {"bedrock": {"profileRegions": {"jp": []}}},
         [
-            "global.bedrock.profileRegions.jp: names no Region. The router may call a profile's model in the Regions that the "
-            "profile processes in, and nowhere else. Set the Regions of the profiles jp., or null where there are none."
+            "global.bedrock.profileRegions.jp: names no Region. The router may call a profile's model in the Regions "
+            "that the profile processes in, and nowhere else. Set the Regions of the profiles jp., or null where there "
+            "are none."
         ],
     ),
 }  # fmt: skip
@@ -458,8 +476,8 @@ def test_refuses_a_policy_that_iam_would_not_take() -> None:
     (line,) = refused(falls_back(*(f"eu.mistral.pixtral-large-25{n:02}-v1:0" for n in range(12))))
     assert line.startswith("global.models: the router's policy has 1")
     assert line.endswith(
-        " characters. IAM takes 10240 at most for a role. Set fewer different fallback models, foundation models before "
-        "inference profiles, or two planes."
+        " characters. IAM takes 10240 at most for a role. Set fewer different fallback models, foundation models "
+        "before inference profiles, or two planes."
     )
 
 
@@ -468,18 +486,35 @@ def test_refuses_an_unverified_sts_unless_it_is_written_out() -> None:
     with pytest.raises(helm.HelmError) as error:
         helm.template("inference-plane", values=whole)
     assert (
-        "- bedrock.unverifiedSts: false, while a model falls back and global.identity.mode is irsa. Envoy asks STS for the "
-        "role's credentials without checking who answers, and credentials of somebody else's account would take prompts "
-        "there. Set global.identity.mode: podIdentity, or bedrock.unverifiedSts: true where global.network.stsCidrs and an "
-        "endpoint policy leave nobody else to answer."
+        "- bedrock.unverifiedSts: false, while a model falls back and global.identity.mode is irsa. Envoy asks STS for "
+        "the role's credentials without checking who answers, and credentials of somebody else's account would take "
+        "prompts there. Set global.identity.mode: podIdentity, or bedrock.unverifiedSts: true where "
+        "global.network.stsCidrs and an endpoint policy leave nobody else to answer."
+    ) in str(error.value)
+    other = merged(values(), {"router": {"bedrock": {"unverifiedSts": True}}})
+    with pytest.raises(helm.HelmError) as error:
+        helm.template("inference-plane", values=other)
+    assert (
+        "- bedrock.unverifiedSts: true, while global.identity.mode is podIdentity. Envoy asks no STS then, and a "
+        "reader would take the credentials for less safe than they are. Set false."
     ) in str(error.value)
     # Engines check certificates, so where nothing falls back there is nothing to accept.
-    helm.template("inference-plane", values=merged(whole, {"global": {"models": {"summary": {"fallback": None}}}}))
+    helm.template("inference-plane", values=merged(whole, {"global": NO_FALLBACK}))
+
+
+@pytest.mark.parametrize(("overlay", "told"), [(IRSA, 1), ({}, 0), (merged(IRSA, NO_FALLBACK), 0)])
+def test_notes_name_an_unverified_sts(overlay: dict[str, Any], told: int, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values(overlay)))
+    chart = str(CHARTS / "inference-plane")
+    printed = helm.run("install", "plane", chart, "--dry-run=client", "--values", str(tmp_path / "values.yaml"))
+    assert printed.count("- Envoy has its credentials from an STS whose certificate it does not check") == told
 
 
 @pytest.mark.parametrize(
     "overlay",
     [
+        # A key that a default names matters to the weights in S3 alone.
+        {"modelDefaults": {"kmsKeyArn": KEY.replace("eu-central-1", "eu-west-1")}, "models": {"records": None}},
         # Nobody calls AWS: nothing has to be said of an account.
         {"aws": {"accountId": "", "clusterName": ""}, "models": {"summary": None, "records": None}},
         # Whoever makes the roles elsewhere tells the account there.
@@ -504,7 +539,9 @@ class TestCommand:
         assert iam.main([file]) == 0
         printed = json.loads(capsys.readouterr().out)
         rendered = render()
-        assert [role["name"] for role in printed] == ["inference-care-records", "inference-inference-router", "inference-inference-summary"]
+        assert [role["name"].removeprefix("inference-") for role in printed] == [
+            "care-records", "inference-router", "inference-summary",
+        ]  # fmt: skip
         for role in printed:
             spec = rendered.find("Role", role["serviceAccount"])["spec"]
             assert set(role) == {"name", "namespace", "serviceAccount", "trust", "permissions"}
@@ -534,7 +571,8 @@ class TestCommand:
         )
 
     def test_what_is_missing_is_said(self, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "dev.yaml").write_text(yaml.safe_dump(values({"aws": {"accountId": ""}, "identity": {"manage": "external"}})))
+        whole = values({"aws": {"accountId": ""}, "identity": {"manage": "external"}})
+        (tmp_path / "dev.yaml").write_text(yaml.safe_dump(whole))
         assert iam.main([str(tmp_path / "dev.yaml")]) == 1
         out, err = capsys.readouterr()
         assert out == "" and "- global.aws.accountId: empty" in err

@@ -28,7 +28,8 @@ def with_roles(values):
     """The values as they are, but that these charts make the roles."""
     values = copy.deepcopy(values)
     shared = values["global"]
-    shared["aws"] = {"region": "eu-central-1", "accountId": "111122223333", "clusterName": "prod"} | shared.get("aws", {})
+    needed = {"region": "eu-central-1", "accountId": "111122223333", "clusterName": "prod"}
+    shared["aws"] = needed | shared.get("aws", {})
     identity = shared.setdefault("identity", {})
     identity["manage"] = "ack"
     if identity.get("mode") == "none":
@@ -49,7 +50,8 @@ def findings(statements, kind):
         for resource in statement.get("Resource", []):
             if not (PLAIN.fullmatch(resource) or KEYS.fullmatch(resource)):
                 yield f"{name}: the resource {resource} is more than one thing"
-            if ":::foundation-model/" in resource and "bedrock:InferenceProfileArn" not in condition.get("StringEquals", {}):
+            by_profile = "bedrock:InferenceProfileArn" in condition.get("StringEquals", {})
+            if ":::foundation-model/" in resource and not by_profile:
                 yield f"{name}: the model {resource} may be called everywhere"
         if "s3:ListBucket" in statement["Action"]:
             prefixes = condition.get("StringLike", {}).get("s3:prefix", [])
@@ -94,26 +96,36 @@ def test_the_sources_have_every_kind_of_statement():
     }  # fmt: skip
 
 
+def resource(arn):
+    return lambda statement: statement.update(Resource=[arn])
+
+
+def condition(value):
+    return lambda statement: statement.update(Condition=value)
+
+
+#: What is widened, in which statement, how.
 MUTATIONS = {
-    "a list of the whole bucket": ("permissions", "ListWeights", lambda s: s.pop("Condition")),
-    "a list of every prefix": ("permissions", "ListWeights", lambda s: s["Condition"]["StringLike"].update({"s3:prefix": ["*"]})),
-    "a list above the version": ("permissions", "ListWeights", lambda s: s["Condition"]["StringLike"].update({"s3:prefix": ["models/*"]})),
-    "every object of the bucket": ("permissions", "ReadWeights", lambda s: s.update(Resource=["arn:aws:s3:::models/*"])),
-    "everything": ("permissions", "ReadWeights", lambda s: s.update(Resource=["*"])),
-    "every action": ("permissions", "ReadWeights", lambda s: s.update(Action=["s3:*"])),
-    "a key for everybody": ("permissions", "Decrypt", lambda s: s.pop("Condition")),
-    "every model": ("permissions", "OwnRegion", lambda s: s.update(Resource=["arn:aws:bedrock:eu-central-1::foundation-model/*"])),
-    "a model in every Region": ("permissions", "OwnRegion", lambda s: s.update(Resource=["arn:aws:bedrock:*::foundation-model/m"])),
-    "a model anywhere without its profile": ("permissions", "Global", lambda s: s.pop("Condition")),
-    "all but one action": ("permissions", "OwnRegion", lambda s: s.update(NotAction=["iam:*"])),
-    "every account of the cluster": ("trust", "OneServiceAccount", lambda s: s.pop("Condition")),
-}  # fmt: skip
+    "a list of the whole bucket": ("permissions", "ListWeights", condition({})),
+    "a list of every prefix": ("permissions", "ListWeights", condition({"StringLike": {"s3:prefix": ["*"]}})),
+    "a list above the version": ("permissions", "ListWeights", condition({"StringLike": {"s3:prefix": ["models/*"]}})),
+    "every object of the bucket": ("permissions", "ReadWeights", resource("arn:aws:s3:::models/*")),
+    "everything": ("permissions", "ReadWeights", resource("*")),
+    "every action": ("permissions", "ReadWeights", lambda statement: statement.update(Action=["s3:*"])),
+    "a key for everybody": ("permissions", "Decrypt", condition({})),
+    "every model": ("permissions", "OwnRegion", resource("arn:aws:bedrock:eu-central-1::foundation-model/*")),
+    "a model in every Region": ("permissions", "OwnRegion", resource("arn:aws:bedrock:*::foundation-model/m")),
+    "a model anywhere without its profile": ("permissions", "Global", condition({})),
+    "all but one action": ("permissions", "OwnRegion", lambda statement: statement.update(NotAction=["iam:*"])),
+    "every account of the cluster": ("trust", "OneServiceAccount", condition({})),
+}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_policy_that_is_wider_is_found(mutation):
     wanted, sid, widen = MUTATIONS[mutation]
-    policies = [p for s in ("inference-plane/ci/regulated", "bases/other-choices") for _, kind, p in of(s) if kind == wanted]
+    sources = ("inference-plane/ci/regulated", "bases/other-choices")
+    policies = [policy for source in sources for _, kind, policy in of(source) if kind == wanted]
     statement = next(s for policy in policies for s in policy if re.sub(r"\d+$", "", s["Sid"]) == sid)
     assert list(findings([statement], wanted)) == []
     widened = copy.deepcopy(statement)

@@ -79,7 +79,8 @@ def test_the_router_signs_with_the_role_that_its_token_is_good_for(tmp_path: Pat
         local = local_values(dns_port=dns.port, bedrock_port=bedrock_server.port)
         local["bedrock"]["unverifiedSts"] = True
         values = catalogue({"summary": model("summary", "region", TARGET)}, **local)
-        values["global"] |= {"aws": {"region": "eu-central-1", "accountId": "111122223333"}, "identity": {"mode": "irsa"}}
+        values["global"]["aws"]["accountId"] = "111122223333"
+        values["global"]["identity"] = {"mode": "irsa"}
         text = helm.template("router", values=values).text
         assert f"{MOUNT}/token" in text
         router = Router(processes, helm.Render(text.replace(MOUNT, str(token.parent))), tmp_path / "router", {})

@@ -161,7 +161,7 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware.
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The Region for AWS SDKs, as JSON: EKS Pod Identity brings credentials and no Region. And where those come from. */}}
+{{/* What AWS SDKs want, as JSON: where credentials come from, and the Region, which EKS Pod Identity does not bring. */}}
 {{- define "plane.awsEnv" -}}
 {{- $region := dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region -}}
 {{ include "plane.credentialsEnv" . | fromJson | merge $region | toJson }}

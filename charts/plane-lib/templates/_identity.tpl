@@ -31,7 +31,7 @@ A name alone would fit several accounts of a cluster, so the namespace stands in
 {{- dict "name" $name "arn" $arn "namespace" .namespace "serviceAccount" .serviceAccount | toJson -}}
 {{- end -}}
 
-{{/* plane.roles: all roles of the catalogue as a JSON list: engines that read from S3, the router where it falls back. */}}
+{{/* plane.roles: the catalogue's roles, a JSON list: of engines that read from S3, of a router that falls back. */}}
 {{- define "plane.roles" -}}
 {{- $global := .Values.global -}}
 {{- $roles := list -}}
@@ -75,28 +75,29 @@ A name alone would fit several accounts of a cluster, so the namespace stands in
 {{- end -}}
 
 {{/*
-plane.trustPolicy: who may assume a role, as JSON: (dict "global" $global "role" $role). One ServiceAccount of one cluster.
-EKS Pod Identity tags its sessions with all three, and an association cannot change them:
+plane.trustPolicy: who may assume a role, one ServiceAccount of one cluster, as JSON:
+(dict "global" $global "role" $role). EKS Pod Identity tags its sessions with namespace, account and cluster, and an
+association can leave those tags out but not change them:
 https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 */}}
 {{- define "plane.trustPolicy" -}}
 {{- $aws := .global.aws -}}
-{{- $statement := dict "Effect" "Allow" -}}
+{{- $statement := dict "Sid" "OneServiceAccount" "Effect" "Allow" -}}
 {{- if eq .global.identity.mode "irsa" -}}
 {{- $host := .global.identity.oidcProvider -}}
-{{- $_ := set $statement "Sid" "OneServiceAccount" -}}
-{{- $_ := set $statement "Principal" (dict "Federated" (printf "arn:%s:iam::%s:oidc-provider/%s" $aws.partition $aws.accountId $host)) -}}
+{{- $provider := printf "arn:%s:iam::%s:oidc-provider/%s" $aws.partition $aws.accountId $host -}}
+{{- $_ := set $statement "Principal" (dict "Federated" $provider) -}}
 {{- $_ := set $statement "Action" (list "sts:AssumeRoleWithWebIdentity") -}}
 {{- $_ := set $statement "Condition" (dict "StringEquals" (dict
       (printf "%s:sub" $host) (printf "system:serviceaccount:%s:%s" .role.namespace .role.serviceAccount)
       (printf "%s:aud" $host) "sts.amazonaws.com")) -}}
 {{- else -}}
-{{- $_ := set $statement "Sid" "OneServiceAccount" -}}
+{{- $cluster := printf "arn:%s:eks:%s:%s:cluster/%s" $aws.partition $aws.region $aws.accountId $aws.clusterName -}}
 {{- $_ := set $statement "Principal" (dict "Service" "pods.eks.amazonaws.com") -}}
 {{- $_ := set $statement "Action" (list "sts:AssumeRole" "sts:TagSession") -}}
 {{- $_ := set $statement "Condition" (dict "StringEquals" (dict
       "aws:SourceAccount" $aws.accountId
-      "aws:RequestTag/eks-cluster-arn" (printf "arn:%s:eks:%s:%s:cluster/%s" $aws.partition $aws.region $aws.accountId $aws.clusterName)
+      "aws:RequestTag/eks-cluster-arn" $cluster
       "aws:RequestTag/kubernetes-namespace" .role.namespace
       "aws:RequestTag/kubernetes-service-account" .role.serviceAccount)) -}}
 {{- end -}}
@@ -178,7 +179,8 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/projects.html
 {{- range $regions -}}
 {{- $models = append $models (printf "arn:%s:bedrock:%s::foundation-model/%s" $aws.partition . $model) -}}
 {{- end -}}
-{{- $statements = append $statements (merge (dict "Sid" (printf "Profile%d" $index) "Resource" (list $profile)) $allow) -}}
+{{- $statements = append $statements (merge (dict "Sid" (printf "Profile%d" $index)
+      "Resource" (list $profile)) $allow) -}}
 {{- $statements = append $statements (merge (dict "Sid" (printf "Regions%d" $index) "Resource" $models
       "Condition" (dict "StringEquals" $ofProfile)) $allow) -}}
 {{- if eq $prefix "global" -}}
@@ -240,8 +242,8 @@ spec:
 {{- end -}}
 
 {{/*
-Annotations of a ServiceAccount that calls AWS: (dict "root" $ "namespace" "inference" "serviceAccount" "x"). By them the
-webhook of IRSA gives its pods a token and the name of the role.
+Annotations of a ServiceAccount that calls AWS: (dict "root" $ "namespace" "inference" "serviceAccount" "x"). By them
+the webhook of IRSA gives its pods a token and the name of the role.
 */}}
 {{- define "plane.serviceAccountAnnotations" -}}
 {{- $global := .root.Values.global -}}
@@ -267,7 +269,8 @@ after its association alone, and ACK makes that association beside the pod.
 {{- if include "plane.carriesCredentials" .Values.global -}}
 {{- $agent := splitList "/" .Values.global.network.podIdentityAgent | first -}}
 {{- $_ := set $env "AWS_CONTAINER_CREDENTIALS_FULL_URI" (printf "http://%s/v1/credentials" $agent) -}}
-{{- $_ := set $env "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE" (printf "%s/eks-pod-identity-token" (include "plane.podIdentityFolder" .)) -}}
+{{- $token := printf "%s/eks-pod-identity-token" (include "plane.podIdentityFolder" .) -}}
+{{- $_ := set $env "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE" $token -}}
 {{- end -}}
 {{- toJson $env -}}
 {{- end -}}

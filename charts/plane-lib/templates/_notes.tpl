@@ -102,6 +102,9 @@ Risks
 {{- if not $global.network.policies }}
 - NetworkPolicies are off: any pod may call the engines, and they may call anywhere. Set global.network.policies: true.
 {{- end }}
+{{- if and (eq $global.identity.mode "irsa") (include "plane.fallsBack" .models) }}
+- Envoy has its credentials from an STS whose certificate it does not check (identity irsa, with a fallback). Set global.identity.mode: podIdentity.
+{{- end }}
 {{- if and $callers (eq $global.identity.mode "none") }}
 - Pods get no AWS credentials (identity none), while S3 or Amazon Bedrock is called for {{ join ", " $callers }}. Set global.identity.mode: podIdentity.
 {{- end }}

@@ -58,7 +58,8 @@ those of plane.refusal.
       "the Region, such as eu-central-1") -}}
 {{- end -}}
 {{- $region := .global.aws.region -}}
-{{- $partition := hasPrefix "cn-" $region | ternary "aws-cn" (hasPrefix "us-gov-" $region | ternary "aws-us-gov" "aws") -}}
+{{- $partition := hasPrefix "us-gov-" $region | ternary "aws-us-gov" "aws" -}}
+{{- $partition = hasPrefix "cn-" $region | ternary "aws-cn" $partition -}}
 {{- if and $region (ne $partition .global.aws.partition) -}}
 {{- include "plane.refusal" (list "global.aws.partition"
       (printf "%s, while the Region %s is in %s" .global.aws.partition $region $partition)
@@ -80,7 +81,8 @@ those of plane.refusal.
 {{- end -}}
 {{- $rendered := include "plane.managesRoles" $global -}}
 {{- if and $callers (or $rendered (eq $identity.mode "irsa")) -}}
-{{- $needs := dict "aws.accountId" (list $global.aws.accountId "ARNs of roles name the account" "the account's 12 digits, in quotes") -}}
+{{- $needs := dict "aws.accountId" (list $global.aws.accountId
+      "ARNs of roles name the account" "the account's 12 digits, in quotes") -}}
 {{- if and $rendered (eq $identity.mode "podIdentity") -}}
 {{- $_ := set $needs "aws.clusterName" (list $global.aws.clusterName
       "A role trusts one cluster, and an association names it" "the name of the EKS cluster") -}}
@@ -141,11 +143,11 @@ those of plane.refusal.
 {{/* A key that the role could not name, or S3 not use. */}}
 {{- define "plane.refuseKey" -}}
 {{- $aws := .global.aws -}}
-{{- with .model.kmsKeyArn -}}
-{{- $parts := splitList ":" . -}}
+{{- $parts := splitList ":" (.model.kmsKeyArn | default "") -}}
+{{- if and (gt (len $parts) 1) (hasPrefix "s3://" .model.source) -}}
 {{- if or (ne (index $parts 1) $aws.partition) (ne (index $parts 3) $aws.region) -}}
-{{- include "plane.refusal" (list (printf "%s.kmsKeyArn" $.path)
-      (printf "%s is not in %s of %s" . ($aws.region | default "the Region") $aws.partition)
+{{- include "plane.refusal" (list (printf "%s.kmsKeyArn" .path)
+      (printf "%s is not in %s of %s" .model.kmsKeyArn ($aws.region | default "the Region") $aws.partition)
       "S3 decrypts with keys of the bucket's own Region, and weights are read in global.aws.region"
       "the ARN of the bucket's key in that Region, or the Region of the bucket in global.aws") -}}
 {{- end -}}

@@ -69,6 +69,12 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
       (print "global.identity.mode: podIdentity, or bedrock.unverifiedSts: true where global.network.stsCidrs and an "
              "endpoint policy leave nobody else to answer")) -}}
 {{- end -}}
+{{- if and .Values.bedrock.unverifiedSts (ne .Values.global.identity.mode "irsa") -}}
+{{- include "plane.refusal" (list "bedrock.unverifiedSts"
+      (printf "true, while global.identity.mode is %s" .Values.global.identity.mode)
+      "Envoy asks no STS then, and a reader would take the credentials for less safe than they are"
+      "false") -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "router.refuseClients" -}}
