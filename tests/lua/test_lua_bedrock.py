@@ -73,12 +73,6 @@ def test_a_stream_always_reports_its_usage(bedrock, options):
     assert "stream_options" not in json.loads(send(bedrock, b"{" + options + b'"stream":false}').body)
 
 
-def test_the_chart_sets_the_allowed_keys():
-    other = load("bedrock", before=b'ALLOWED_KEYS = {"messages"}\n')
-    result = other("envoy_on_request", TOLD, b'{"messages":[],"temperature":1}')
-    assert result.body == b'{"model":"openai.gpt-oss-120b-1:0","messages":[]}'
-
-
 @pytest.mark.parametrize(
     ("body", "reason"),
     [(None, "no_body"), (b"", "not_object"), (b"[]", "not_object"), (b'{"messages":[}', "not_object"),

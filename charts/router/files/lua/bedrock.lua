@@ -9,7 +9,7 @@
 -- max_completion_tokens, stop, temperature, top_p) and those that OpenAI lists for Bedrock (tools, structured output,
 -- reasoning effort). frequency_penalty is answered with 400 there, presence_penalty, n, seed, logit_bias and logprobs
 -- are documented by neither, and `user` names a person: a target that takes one says so in x-plane-target-keys.
-local ALLOWED = ALLOWED_KEYS or { -- ALLOWED_KEYS: set by the chart, a list like this one
+local ALLOWED = {
   "messages", "max_completion_tokens", "max_tokens", "temperature", "top_p", "stop", "stream", "tools", "tool_choice",
   "parallel_tool_calls", "response_format", "reasoning_effort",
 }
