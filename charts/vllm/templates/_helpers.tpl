@@ -68,13 +68,18 @@ what runs on SIGTERM, so that signal waits until the whole drain is over.
 {{ add (include "vllm.loadSeconds" .) .root.Values.startup.engineSeconds }}
 {{- end -}}
 
+{{/* Seconds from a pod on its node to a healthy engine: the init container's copy where there is one, and the start. */}}
+{{- define "vllm.readySeconds" -}}
+{{- $copy := include "plane.onNeuron" .model | empty | ternary 0 (include "vllm.loadSeconds" . | int) -}}
+{{ add $copy (include "vllm.startSeconds" .) }}
+{{- end -}}
+
 {{/*
-Seconds after which a rollout without progress has failed: the node, the init container's copy where there is one, the
-start, and the leave of the replica that had the accelerator before.
+Seconds after which a rollout without progress has failed: the node, all until the engine is healthy, and the leave of
+the replica that had the accelerator before.
 */}}
 {{- define "vllm.progressSeconds" -}}
-{{- $copy := include "plane.onNeuron" .model | empty | ternary 0 (include "vllm.loadSeconds" . | int) -}}
-{{ add .root.Values.startup.nodeBootSeconds $copy (include "vllm.startSeconds" .) (include "vllm.graceSeconds" .root) }}
+{{ add .root.Values.startup.nodeBootSeconds (include "vllm.readySeconds" .) (include "vllm.graceSeconds" .root) }}
 {{- end -}}
 
 {{/* Requests, running and waiting, that one replica of a model is meant to have. */}}

@@ -5,7 +5,7 @@ catalogue that concern every chart.
 
 {{/* Fails once with every refusal; renders nothing otherwise. */}}
 {{- define "vllm.validate" -}}
-{{- $refusals := list (include "vllm.refuseSelect" .) (include "vllm.refuseDrain" .) (include "vllm.refuseNobody" .) -}}
+{{- $refusals := list (include "vllm.refuseSelect" .) (include "vllm.refuseDrain" .) (include "vllm.refuseNobody" .) (include "plane.refuseMonitoring" .) -}}
 {{- range $name, $model := include "vllm.models" . | fromJson -}}
 {{- $context := dict "root" $ "model" $model "path" (printf "global.models.%s" $name) -}}
 {{- range $rule := list "vllm.refuseZero" "vllm.refuseEngine" "vllm.refuseArgs" "vllm.refuseEnv" "vllm.refuseNeuron" -}}
@@ -73,12 +73,6 @@ catalogue that concern every chart.
       (printf "empty, while %s scale by queue" (join ", " $scaled))
       "KEDA reads the queue from the pods, and the NetworkPolicies deny what nobody names"
       "the namespace of KEDA, or equal replicas.min and replicas.max") -}}
-{{- end -}}
-{{- if and .Values.podMonitor.enabled (not $network.scraperNamespaces) -}}
-{{- include "plane.refusal" (list "global.network.scraperNamespaces"
-      "empty, while podMonitor.enabled is true"
-      "Prometheus reads metrics from the pods, and the NetworkPolicies deny what nobody names"
-      "the namespace of Prometheus, or podMonitor.enabled: false") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
