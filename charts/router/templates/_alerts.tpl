@@ -8,10 +8,12 @@ elsewhere (retry_upstream_rq_*), and endpoints, the no-capacity one of a fleet a
 {{- $job := printf "job=%q" (printf "%s/router" .Release.Namespace) -}}
 {{- $rejected := list -}}
 {{- range list "cluster_manager_cds" "http_rds" -}}
-{{- /* `increase` sees a rejection for the five minutes after it, so the last moment that it did is five minutes late. */ -}}
+{{- /* `increase` sees a bad file for the five minutes after it, so the last moment that it did is five minutes late. */ -}}
 {{- $rejected = append $rejected (printf `
-max_over_time(timestamp(increase(envoy_%[1]s_update_rejected{%[2]s}[5m]) > 0)[1d:1m]) - 300
-> envoy_%[1]s_update_time{%[2]s} / 1000` . $job | trim) -}}
+max_over_time(timestamp(
+  increase(envoy_%[1]s_update_rejected{%[2]s}[5m]) + increase(envoy_%[1]s_update_failure{%[2]s}[5m]) > 0
+)[1d:1m]) - 300
+  > envoy_%[1]s_update_time{%[2]s} / 1000` . $job | trim) -}}
 {{- end -}}
 {{- list
       (dict "alert" "InferenceRouterDown" "severity" "critical" "for" "2m" "runbook" "router"
@@ -169,11 +171,11 @@ read. Everything would be some 260 series a cluster.
 */}}
 {{- define "router.scraped" -}}
 {{- list
-      `^cluster\.(fleet|bedrock)/.*\.(membership_healthy|membership_total)$`
-      `^cluster\.(fleet|bedrock)/.*\.(retry\.)?upstream_rq_([0-9]xx|[0-9]{3})$`
-      `^cluster\.(fleet|bedrock)/.*\.upstream_rq_(total|completed|active|time|timeout|per_try_timeout|pending_overflow|retry_overflow)$`
-      `^cluster_manager\.cds\.update_(rejected|time)$`
-      `^http\.plane\.rds\.plane\.update_(rejected|time)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.membership_(healthy|total)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.(retry\.)?upstream_rq_[0-9]{3}$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout|(pending|retry)_overflow)$`
+      `^cluster_manager\.cds\.update_(rejected|failure|time)$`
+      `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`
       `^http\.no_capacity\.downstream_rq_completed$`
       `^overload\.envoy\.(overload_actions\.stop_accepting_requests\.active|resource_monitors\.fixed_heap\.pressure)$`
