@@ -17,7 +17,7 @@ max_over_time(timestamp(
 {{- end -}}
 {{- list
       (dict "alert" "InferenceRouterDown" "severity" "critical" "for" "2m" "runbook" "router"
-        "expr" (printf `sum(up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
+        "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
         "summary" "No router answers"
         "description" "Prometheus reaches no router pod. Nobody is served.")
       (dict "alert" "InferenceRouterOverloaded" "severity" "critical" "for" "1m" "runbook" "router"
