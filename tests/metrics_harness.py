@@ -57,7 +57,7 @@ def complaints(expression: str, real: Iterable[Series], target_labels: Iterable[
         labels |= {label for series in candidates for label in series}
         own = [matcher for matcher in selector.matchers.matchers if matcher.name not in target]
         if candidates and not any(all(_matches(matcher, series) for matcher in own) for series in candidates):
-            yield f"no series of {selector.name} has {', '.join(map(str, own))}"
+            yield f"no series of {selector.name} has {', '.join(f'{m.name} {m.value}' for m in own)}"
     for part in parts:
         if isinstance(part, promql.AggregateExpr) and part.modifier:
             yield from (f"no series has the label {name}" for name in part.modifier.labels if name not in labels)
@@ -102,4 +102,6 @@ def queries(dashboard: Mapping[str, Any]) -> list[str]:
     for variable in dashboard["templating"]["list"]:
         if match := re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]):
             found.append(match[1])
-    return [q.replace("$__rate_interval", "1m").replace("$namespace", "inference").replace("$model", ".+") for q in found]
+    return [
+        q.replace("$__rate_interval", "1m").replace("$namespace", "inference").replace("$model", ".+") for q in found
+    ]

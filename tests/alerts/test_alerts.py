@@ -65,7 +65,7 @@ def _series(name: str, values: str, monitor: str, pod: str, labels: Mapping[str,
 
 
 def fleet(model: str, per_minute: float, *, engines: int = 2, failed: float = 0, code: str = "503") -> list[Series]:
-    """A fleet that gives so many answers a minute, `failed` of them with a code; `engines` beside Envoy's own endpoint."""
+    """A fleet that gives so many answers a minute, `failed` of them with a code; `engines` beside Envoy's own one."""
     name = f"fleet/{model}"
     return [
         router("envoy_cluster_upstream_rq_total", f"0+{per_minute}x200", name),
@@ -151,8 +151,8 @@ CASES = [
         severity="warning",
         labels={"pod": "intake-0"},
         summary="KV cache full: intake",
-        description="The KV cache of intake-0 is 97% full, and the engine preempts requests and computes them again. It "
-        "holds 11 requests of 16384 tokens at once; maxNumSeqs is 64.",
+        description="The KV cache of intake-0 is 97% full, and the engine preempts requests and computes them again. "
+        "It holds 11 requests of 16384 tokens at once; maxNumSeqs is 64.",
         silent={
             "full and nothing preempted": [
                 engine("vllm:kv_cache_usage_perc", "0.97x200"),
@@ -177,8 +177,8 @@ CASES = [
         severity="warning",
         labels={"pod": "intake-0"},
         summary="Engine restarts: intake",
-        description="The engine in intake-0 started anew 2 times within an hour. Out of memory is the usual cause, on the "
-        "accelerator or in the container.",
+        description="The engine in intake-0 started anew 2 times within an hour. Out of memory is the usual cause, on "
+        "the accelerator or in the container.",
         silent={
             "one restart": [engine("process_start_time_seconds", "100x20 _x4 1500x100")],
             "a rollout of three pods": [
@@ -246,7 +246,9 @@ CASES = [
         summary="Router out of memory",
         description="router-0 uses 70 % of its 1Gi or more and answers new requests 503.",
         silent={
-            "room again": [router("envoy_overload_envoy_overload_actions_stop_accepting_requests_active", "0x50 1x5 0x100")]
+            "room again": [
+                router("envoy_overload_envoy_overload_actions_stop_accepting_requests_active", "0x50 1x5 0x100")
+            ]
         },
     ),
     Case(
@@ -256,8 +258,8 @@ CASES = [
         severity="warning",
         labels={"pod": "router-0", "job": "inference/router"},
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last good "
-        "ones; a change of the catalogue is not in force.",
+        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
+        "good ones; a change of the catalogue is not in force.",
         silent={
             # The 46th minute is 2760 s.
             "a good file after it": files("0x40 1x200", "1000x46 2760000x200"),
@@ -267,9 +269,21 @@ CASES = [
     Case(
         "InferenceRouterConfigRejected",
         fires=[
-            router("envoy_http_rds_update_rejected", "0x200", **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"}),
-            router("envoy_http_rds_update_failure", "0x20 1x200", **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"}),
-            router("envoy_http_rds_update_time", "1000x200", **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"}),
+            router(
+                "envoy_http_rds_update_rejected",
+                "0x200",
+                **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"},
+            ),
+            router(
+                "envoy_http_rds_update_failure",
+                "0x20 1x200",
+                **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"},
+            ),
+            router(
+                "envoy_http_rds_update_time",
+                "1000x200",
+                **{"envoy_rds_route_config": "plane", "envoy_http_conn_manager_prefix": "plane"},
+            ),
         ],
         severity="warning",
         labels={
@@ -280,8 +294,8 @@ CASES = [
         },
         at="120m",
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last good "
-        "ones; a change of the catalogue is not in force.",
+        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
+        "good ones; a change of the catalogue is not in force.",
         silent={"a pod that started after it": files("_x50 1x200", "_x50 3000000x200")},
     ),
     Case(
@@ -329,8 +343,8 @@ CASES = [
         fires=fleet("summary", 1, engines=0),
         severity="warning",
         summary="No engine is ready: summary",
-        description="Requests come in and no engine is ready; replicas.min is 2. Amazon Bedrock answers what may go there; "
-        "the rest gets 503.",
+        description="Requests come in and no engine is ready; replicas.min is 2. Amazon Bedrock answers what may go "
+        "there; the rest gets 503.",
         silent={"engines": fleet("summary", 60)},
     ),
     Case(
@@ -339,8 +353,8 @@ CASES = [
         fires=fleet("summary", 10, engines=1),
         severity="warning",
         summary="Fleet smaller than asked: summary",
-        description="1 engines are ready; replicas are 2 to 4. That has lasted 30m: fewer than the minimum, or fewer than "
-        "the maximum while engines turn requests away.",
+        description="1 engines are ready; replicas are 2 to 4. That has lasted 30m: fewer than the minimum, or fewer "
+        "than the maximum while engines turn requests away.",
         silent={
             "the minimum, and nobody is turned away": [*fleet("summary", 10), retried("summary", 0)],
             "the maximum, and some are turned away": [*fleet("summary", 10, engines=4), retried("summary", 5)],
@@ -355,8 +369,8 @@ CASES = [
         fires=[*fleet("summary", 10, engines=3), retried("summary", 5)],
         severity="warning",
         summary="Fleet smaller than asked: summary",
-        description="3 engines are ready; replicas are 2 to 4. That has lasted 30m: fewer than the minimum, or fewer than "
-        "the maximum while engines turn requests away.",
+        description="3 engines are ready; replicas are 2 to 4. That has lasted 30m: fewer than the minimum, or fewer "
+        "than the maximum while engines turn requests away.",
         silent={"engines that err": [*fleet("summary", 10, engines=3), retried("summary", 5, code="500")]},
     ),
     Case(
@@ -403,8 +417,8 @@ CASES = [
         labels={"envoy_cluster_name": "bedrock/summary"},
         at="55m",
         summary="A limit of the router refuses requests: summary",
-        description="40 requests or retries to bedrock/summary met a limit within ten minutes. Per router limits.requests is "
-        "4096, limits.pendingRequests 4096, fallback.maxConcurrent 1024.",
+        description="40 requests or retries to bedrock/summary met a limit within ten minutes. Per router "
+        "limits.requests is 4096, limits.pendingRequests 4096, fallback.maxConcurrent 1024.",
         silent={
             "an hour ago": overflows("bedrock/summary", "0x5 40x100", "0x200"),
             "a router that restarted": overflows("fleet/summary", "40x50 0x100", "0x200"),
@@ -416,8 +430,8 @@ CASES = [
         fires=[*fleet("summary", 50), retried("summary", 20)],
         severity="warning",
         summary="Engines turn requests away: summary",
-        description="40% of the tries in the fleet ended in 429: the engine was full, or the first token would have missed "
-        "its budget of 2s. They went on elsewhere.",
+        description="40% of the tries in the fleet ended in 429: the engine was full, or the first token would have "
+        "missed its budget of 2s. They went on elsewhere.",
         silent={
             "one in fifty": [*fleet("summary", 50), retried("summary", 1)],
             "no traffic": [*fleet("summary", 0), retried("summary", 0)],
@@ -442,7 +456,8 @@ CASES = [
         fires=bedrock("summary", 20, failed=5),
         severity="critical",
         summary="Amazon Bedrock refuses or fails: summary",
-        description="25% of the answers of openai.gpt-oss-120b-1:0 are throttles, denials or errors, which clients see.",
+        description="25% of the answers of openai.gpt-oss-120b-1:0 are throttles, denials or errors, which clients "
+        "see.",
         silent={
             "bad requests of clients": bedrock("summary", 20, failed=5, code="400"),
             "no traffic": bedrock("summary", 0),

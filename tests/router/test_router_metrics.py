@@ -1,4 +1,4 @@
-"""The router's metrics: what a scrape by the PodMonitor gets from a real Envoy that has met everything that may happen."""
+"""The router's metrics: what a scrape by the PodMonitor gets from a real Envoy that has met everything."""
 
 from __future__ import annotations
 
@@ -30,9 +30,20 @@ VALUES = catalogue(
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+def met(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bed, list[tuple[int, str | None]]]]:
+    """A bed on which everything has happened, and what clients saw of it."""
     with Bed(tmp_path_factory.mktemp("bed"), values=VALUES) as bed:
-        yield bed
+        client = Client(bed.url)
+        try:
+            seen = everything_happens(bed, client)
+        finally:
+            client.close()
+        yield bed, seen
+
+
+@pytest.fixture
+def bed(met: tuple[Bed, list[tuple[int, str | None]]]) -> Bed:
+    return met[0]
 
 
 def scrape(bed: Bed) -> str:
@@ -106,12 +117,10 @@ def break_file(bed: Bed, name: str, old: str, new: str, why: str) -> None:
     wait_until(lambda: refusals(bed)[counter] > before[counter], f"Envoy counts {counter}")
 
 
-def test_the_capture_is_what_an_envoy_that_met_everything_shows(bed: Bed, update_golden: bool) -> None:
-    client = Client(bed.url)
-    try:
-        seen = everything_happens(bed, client)
-    finally:
-        client.close()
+def test_the_capture_is_what_an_envoy_that_met_everything_shows(
+    met: tuple[Bed, list[tuple[int, str | None]]], update_golden: bool
+) -> None:
+    bed, seen = met
     assert seen == [
         (200, "fleet"),
         (200, "fleet"),
@@ -139,11 +148,12 @@ def test_the_scrape_is_a_part_of_the_statistics(bed: Bed) -> None:
         everything = exposed(reply.read().decode())
     asked = exposed(scrape(bed))
     of_a_fleet = [[s for s in part if s.get("envoy_cluster_name") == "fleet/intake"] for part in (everything, asked)]
-    assert len(of_a_fleet[0]) > 240 and len(of_a_fleet[1]) < 50, [len(part) for part in of_a_fleet]
+    assert 5 * len(of_a_fleet[1]) < len(of_a_fleet[0]), [len(part) for part in of_a_fleet]
 
 
 def test_the_time_of_the_last_good_file_is_not_that_of_a_refused_one(bed: Bed) -> None:
-    """InferenceRouterConfigRejected compares the two; bad files were put in place by the test before."""
+    """InferenceRouterConfigRejected compares the two."""
+
     def good() -> list[str]:
         return [line for line in scrape(bed).splitlines() if line.startswith("envoy_http_rds_update_time")]
 

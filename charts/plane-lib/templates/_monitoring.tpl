@@ -13,6 +13,7 @@ plane.prometheusRule: (dict "root" $ "component" "router" "name" "router" "names
 */}}
 {{- define "plane.prometheusRule" -}}
 {{- $labels := dict "namespace" .namespace -}}
+{{- $runbooks := trimSuffix "/" .root.Values.global.runbookUrl -}}
 {{- with .model -}}
 {{- $_ := merge $labels (dict "model" .name "residency" .residency) -}}
 {{- range $label, $value := dict "team" .team "cost_center" .costCenter -}}
@@ -41,7 +42,7 @@ spec:
           annotations:
             summary: {{ .summary | quote }}
             description: {{ .description | quote }}
-            runbook_url: {{ printf "%s/%s.md#%s" (trimSuffix "/" $.root.Values.global.runbookUrl) .runbook (lower .alert) }}
+            runbook_url: {{ printf "%s/%s.md#%s" $runbooks .runbook (lower .alert) }}
         {{- end }}
 {{- end -}}
 
@@ -61,8 +62,8 @@ Labels of a PodMonitor, a PrometheusRule or a dashboard: (dict "root" $ "compone
 
 {{/*
 plane.engineRules: the rules of a model's engines as JSON: (dict "model" $model "readySeconds" $seconds
-"firstTokenSeconds" $seconds), where `readySeconds` is how long a placed replica may take until it serves. The PodMonitor
-has the model's name.
+"firstTokenSeconds" $seconds), where `readySeconds` is how long a placed replica may take until it serves. The
+PodMonitor has the model's name.
 */}}
 {{- define "plane.engineRules" -}}
 {{- $model := .model -}}
@@ -77,8 +78,8 @@ and
 sum by (pod) (rate(vllm:num_preemptions_total{%[1]s}[10m])) > 0` $job)
       "summary" (printf "KV cache full: %s" $model.name)
       "description" (printf (print
-          "The KV cache of {{ $labels.pod }} is {{ $value | humanizePercentage }} full, and the engine preempts requests "
-          "and computes them again. It holds %d requests of %d tokens at once; maxNumSeqs is %d.")
+          "The KV cache of {{ $labels.pod }} is {{ $value | humanizePercentage }} full, and the engine preempts "
+          "requests and computes them again. It holds %d requests of %d tokens at once; maxNumSeqs is %d.")
           (int $fit.worstCaseConcurrency) (int $model.maxModelLen) (int $model.maxNumSeqs))) -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceEngineRestarts" "severity" "warning" "for" "0m" "runbook" "memory"
@@ -87,7 +88,8 @@ sum by (pod) (rate(vllm:num_preemptions_total{%[1]s}[10m])) > 0` $job)
       "description" (print "The engine in {{ $labels.pod }} started anew {{ $value }} times within an hour. "
           "Out of memory is the usual cause, on the accelerator or in the container.")) -}}
 {{- $rules = append $rules (dict
-      "alert" "InferenceReplicaNotReady" "severity" "warning" "for" (printf "%ss" (.readySeconds | toString)) "runbook" "model-load"
+      "alert" "InferenceReplicaNotReady" "severity" "warning" "for" (printf "%vs" .readySeconds)
+      "runbook" "model-load"
       "expr" (printf `max by (pod) (up{%s}) == 0` $job)
       "summary" (printf "Replica does not become ready: %s" $model.name)
       "description" (printf (print "{{ $labels.pod }} has a node, and its engine has served no metrics for %v s. "
@@ -102,15 +104,15 @@ histogram_quantile(0.95, sum by (le) (rate(vllm:time_to_first_token_seconds_buck
 and
 sum(increase(vllm:time_to_first_token_seconds_count{%[1]s}[10m])) >= 10` $job .firstTokenSeconds)
       "summary" (printf "First token late: %s" $model.name)
-      "description" (printf (print "One request of 20 waits {{ $value | humanizeDuration }} or longer for its first token; "
-          "the objective is %v s.") .firstTokenSeconds)) -}}
+      "description" (printf (print "One request of 20 waits {{ $value | humanizeDuration }} or longer for its first "
+          "token; the objective is %v s.") .firstTokenSeconds)) -}}
 {{- end -}}
 {{- toJson $rules -}}
 {{- end -}}
 
 {{/*
-plane.dashboard: a Grafana dashboard as JSON from a file of panels: (dict "uid" $uid "text" $yaml). The file has `title`,
-`variables` (name -> query, regex) and `panels`, each with a title, a unit and queries legend -> expression.
+plane.dashboard: a Grafana dashboard as JSON from a file of panels: (dict "uid" $uid "text" $yaml). The file has a
+`title`, `variables` (name, query, multi, regex) and `panels` (title, description, unit, queries of legend and expr).
 */}}
 {{- define "plane.dashboard" -}}
 {{- $file := fromYaml .text -}}
@@ -141,7 +143,7 @@ plane.dashboard: a Grafana dashboard as JSON from a file of panels: (dict "uid" 
       "annotations" (dict "list" list) "panels" $panels | toPrettyJson -}}
 {{- end -}}
 
-{{/* plane.refuseMonitoring: what the values of a chart with podMonitor, alerts and dashboards do not go together in. */}}
+{{/* plane.refuseMonitoring: podMonitor, alerts and dashboards of a chart that do not go together. */}}
 {{- define "plane.refuseMonitoring" -}}
 {{- $network := .Values.global.network -}}
 {{- if and .Values.podMonitor.enabled $network.policies (not $network.scraperNamespaces) -}}

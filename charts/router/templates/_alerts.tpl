@@ -6,10 +6,10 @@ elsewhere (retry_upstream_rq_*), and endpoints, the no-capacity one of a fleet a
 {{/* The rules of the router as a whole, as JSON. */}}
 {{- define "router.rules" -}}
 {{- $job := printf "job=%q" (printf "%s/router" .Release.Namespace) -}}
-{{- $rejected := list -}}
+{{- $refused := list -}}
 {{- range list "cluster_manager_cds" "http_rds" -}}
-{{- /* `increase` sees a bad file for the five minutes after it, so the last moment that it did is five minutes late. */ -}}
-{{- $rejected = append $rejected (printf `
+{{- /* `increase` sees a bad file for five minutes, so the last moment that it did is that much late. */ -}}
+{{- $refused = append $refused (printf `
 max_over_time(timestamp(
   increase(envoy_%[1]s_update_rejected{%[2]s}[5m]) + increase(envoy_%[1]s_update_failure{%[2]s}[5m]) > 0
 )[1d:1m]) - 300
@@ -21,11 +21,13 @@ max_over_time(timestamp(
         "summary" "No router answers"
         "description" "Prometheus reaches no router pod. Nobody is served.")
       (dict "alert" "InferenceRouterOverloaded" "severity" "critical" "for" "1m" "runbook" "router"
-        "expr" (printf `max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_active{%s}) > 0` $job)
+        "expr" (printf `
+max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_active{%s}) > 0` $job)
         "summary" "Router out of memory"
-        "description" (printf "{{ $labels.pod }} uses 70 %% of its %s or more and answers new requests 503." .Values.resources.limits.memory))
+        "description" (printf "{{ $labels.pod }} uses 70 %% of its %s or more and answers new requests 503."
+          .Values.resources.limits.memory))
       (dict "alert" "InferenceRouterConfigRejected" "severity" "warning" "for" "0m" "runbook" "router"
-        "expr" (join "\nor\n" $rejected)
+        "expr" (join "\nor\n" $refused)
         "summary" "Router rejects its routes or clusters"
         "description" (print "{{ $labels.pod }} refused the files of router-xds, and since then none was good. "
           "It goes on with the last good ones; a change of the catalogue is not in force."))
@@ -41,28 +43,32 @@ max_over_time(timestamp(
 {{- $fleet := printf `%s="fleet/%s"` $at $model.name -}}
 {{- $bedrock := printf `%s="bedrock/%s"` $at $model.name -}}
 {{- $both := printf `%s=~"(fleet|bedrock)/%s"` $at $model.name -}}
+{{- $answers := printf `envoy_cluster_upstream_rq_completed{%s}` $both -}}
 {{- $engines := printf `max(envoy_cluster_membership_healthy{%s}) - 1` $fleet -}}
+{{- $share := "{{ $value | humanizePercentage }}" -}}
 {{- $page := eq $model.traffic "interactive" | ternary "critical" "warning" -}}
 {{- $min := int $model.replicas.min -}}
 {{- $max := int $model.replicas.max -}}
 {{- $rules := list -}}
 
-{{- /* Without a fallback, no engine is an alert of its own. */ -}}
-{{- $failing := printf `
-sum(rate(envoy_cluster_upstream_rq_xx{%[1]s, envoy_response_code_class="5"}[10m]))
-  / sum(rate(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) > %[3]v
-and
-sum(increase(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) >= 10` $fleet $both $alerts.errorShare -}}
+{{- $failing := include "router.share" (list
+      (printf `rate(envoy_cluster_upstream_rq_xx{%s, envoy_response_code_class="5"}[10m])` $fleet)
+      $answers $alerts.errorShare) -}}
 {{- if not $model.fallback -}}
+{{- /* No engine is an alert of its own, and pages as this one does. */ -}}
 {{- $failing = printf "%s\nunless\n%s < 1" $failing $engines -}}
 {{- end -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceRequestsFail" "severity" $page "for" "5m" "runbook" "router"
       "expr" $failing
       "summary" (printf "Requests fail: %s" $model.name)
-      "description" (print "{{ $value | humanizePercentage }} of the answers are 5xx from the fleet or from the router in "
-        "its place; no other try helped.")) -}}
+      "description" (printf (print "%s of the answers are 5xx from the fleet or from the router in its place; "
+        "no other try helped.") $share)) -}}
 
+{{- $then := "Clients get 503." -}}
+{{- if $model.fallback -}}
+{{- $then = "Amazon Bedrock answers what may go there; the rest gets 503." -}}
+{{- end -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceNoEngine" "severity" (empty $model.fallback | ternary $page "warning")
       "for" (eq $min 0 | ternary $alerts.fleetPatience "2m") "runbook" "node-starvation"
@@ -71,8 +77,7 @@ sum(increase(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) >= 10` $fleet $bo
 and
 sum(increase(envoy_cluster_upstream_rq_total{%s}[5m])) > 0` $engines $fleet)
       "summary" (printf "No engine is ready: %s" $model.name)
-      "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min
-        (empty $model.fallback | ternary "Clients get 503." "Amazon Bedrock answers what may go there; the rest gets 503."))) -}}
+      "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min $then)) -}}
 
 {{- $small := printf `%s < %d` $engines $min -}}
 {{- if gt $max $min -}}
@@ -89,31 +94,28 @@ or
       "alert" "InferenceFleetTooSmall" "severity" "warning" "for" $alerts.fleetPatience "runbook" "node-starvation"
       "expr" $small
       "summary" (printf "Fleet smaller than asked: %s" $model.name)
-      "description" (printf (print "{{ $value }} engines are ready; replicas are %d to %d. That has lasted %s: fewer than the "
-        "minimum, or fewer than the maximum while engines turn requests away.") $min $max $alerts.fleetPatience)) -}}
+      "description" (printf (print "{{ $value }} engines are ready; replicas are %d to %d. That has lasted %s: "
+        "fewer than the minimum, or fewer than the maximum while engines turn requests away.")
+        $min $max $alerts.fleetPatience)) -}}
 
 {{- $rules = append $rules (dict
       "alert" "InferenceRequestsTurnedAway" "severity" $page "for" "10m" "runbook" "node-starvation"
-      "expr" (printf `
-sum(rate(envoy_cluster_upstream_rq{%[1]s, envoy_response_code="429"}[10m]))
-  / sum(rate(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) > %[3]v
-and
-sum(increase(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) >= 10` $fleet $both $alerts.refusedShare)
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq{%s, envoy_response_code="429"}[10m])` $fleet)
+        $answers $alerts.refusedShare))
       "summary" (printf "Clients are turned away: %s" $model.name)
-      "description" (printf "{{ $value | humanizePercentage }} of the answers are 429: the engines are full. Replicas are %d to %d." $min $max)) -}}
+      "description" (printf "%s of the answers are 429: the engines are full. Replicas are %d to %d."
+        $share $min $max)) -}}
 
 {{- $rules = append $rules (dict
       "alert" "InferenceRequestsTimeOut" "severity" "warning" "for" "10m" "runbook" "latency"
-      "expr" (printf `
-sum(
-  rate(envoy_cluster_upstream_rq_timeout{%[1]s}[10m])
-  + rate(envoy_cluster_upstream_rq_per_try_timeout{%[1]s}[10m])
-) / sum(rate(envoy_cluster_upstream_rq_completed{%[1]s}[10m])) > 0.01
-and
-sum(increase(envoy_cluster_upstream_rq_completed{%[1]s}[10m])) >= 10` $both)
+      "expr" (include "router.share" (list
+        (printf (print `rate(envoy_cluster_upstream_rq_timeout{%[1]s}[10m]) + `
+          `rate(envoy_cluster_upstream_rq_per_try_timeout{%[1]s}[10m])`) $both)
+        $answers 0.01))
       "summary" (printf "Requests time out: %s" $model.name)
-      "description" (printf "{{ $value | humanizePercentage }} of the answers met requestTimeout (%s) or, for one try, hangGuard (%s)."
-        $values.requestTimeout $values.hangGuard)) -}}
+      "description" (printf "%s of the answers met requestTimeout (%s) or, for one try, hangGuard (%s)."
+        $share $values.requestTimeout $values.hangGuard)) -}}
 
 {{- $rules = append $rules (dict
       "alert" "InferenceLimitReached" "severity" "warning" "for" "0m" "runbook" "router"
@@ -123,57 +125,66 @@ sum by (envoy_cluster_name) (
   + increase(envoy_cluster_upstream_rq_retry_overflow{%[1]s}[10m])
 ) > 0` $both)
       "summary" (printf "A limit of the router refuses requests: %s" $model.name)
-      "description" (printf (print "{{ $value | humanize }} requests or retries to {{ $labels.envoy_cluster_name }} met a limit within ten "
-        "minutes. Per router limits.requests is %d, limits.pendingRequests %d, fallback.maxConcurrent %d.")
+      "description" (printf (print "{{ $value | humanize }} requests or retries to {{ $labels.envoy_cluster_name }} "
+        "met a limit within ten minutes. Per router limits.requests is %d, limits.pendingRequests %d, "
+        "fallback.maxConcurrent %d.")
         (int $values.limits.requests) (int $values.limits.pendingRequests) (int $values.fallback.maxConcurrent))) -}}
 
 {{- if $model.fallback -}}
+{{- $target := $model.fallback.model -}}
+{{- $why := "the engine was full" -}}
+{{- with $model.firstTokenBudget -}}
+{{- $why = printf "%s, or the first token would have missed its budget of %s" $why . -}}
+{{- end -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceEnginesTurnAway" "severity" "warning" "for" "10m" "runbook" "latency"
-      "expr" (printf `
-sum(rate(envoy_cluster_retry_upstream_rq{%[1]s, envoy_response_code="429"}[10m]))
-  / sum(rate(envoy_cluster_upstream_rq_total{%[1]s}[10m])) > %[2]v
-and
-sum(increase(envoy_cluster_upstream_rq_total{%[1]s}[10m])) >= 10` $fleet $alerts.refusedShare)
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_retry_upstream_rq{%s, envoy_response_code="429"}[10m])` $fleet)
+        (printf `envoy_cluster_upstream_rq_total{%s}` $fleet) $alerts.refusedShare))
       "summary" (printf "Engines turn requests away: %s" $model.name)
-      "description" (printf "{{ $value | humanizePercentage }} of the tries in the fleet ended in 429: %s. They went on elsewhere."
-        (empty $model.firstTokenBudget | ternary "the engine was full"
-          (printf "the engine was full, or the first token would have missed its budget of %s" $model.firstTokenBudget)))) -}}
+      "description" (printf "%s of the tries in the fleet ended in 429: %s. They went on elsewhere." $share $why)) -}}
 
 {{- $rules = append $rules (dict
       "alert" "InferenceFallbackShare" "severity" "warning" "for" "15m" "runbook" "fallback"
-      "expr" (printf `
-sum(rate(envoy_cluster_upstream_rq_completed{%[1]s}[10m]))
-  / sum(rate(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) > %[3]v
-and
-sum(increase(envoy_cluster_upstream_rq_completed{%[2]s}[10m])) >= 10` $bedrock $both $alerts.fallbackShare)
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq_completed{%s}[10m])` $bedrock) $answers $alerts.fallbackShare))
       "summary" (printf "Fallback in use: %s" $model.name)
-      "description" (printf "Amazon Bedrock (%s) gives {{ $value | humanizePercentage }} of the answers, at the price of its tokens."
-        $model.fallback.model)) -}}
+      "description" (printf "Amazon Bedrock (%s) gives %s of the answers, at the price of its tokens."
+        $target $share)) -}}
 
 {{- $rules = append $rules (dict
       "alert" "InferenceBedrockErrors" "severity" $page "for" "5m" "runbook" "fallback"
-      "expr" (printf `
-sum(rate(envoy_cluster_upstream_rq{%[1]s, envoy_response_code=~"40[34]|429|5.."}[10m]))
-  / sum(rate(envoy_cluster_upstream_rq_completed{%[1]s}[10m])) > %[2]v
-and
-sum(increase(envoy_cluster_upstream_rq_completed{%[1]s}[10m])) >= 10` $bedrock $alerts.errorShare)
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq{%s, envoy_response_code=~"40[34]|429|5.."}[10m])` $bedrock)
+        (printf `envoy_cluster_upstream_rq_completed{%s}` $bedrock) $alerts.errorShare))
       "summary" (printf "Amazon Bedrock refuses or fails: %s" $model.name)
-      "description" (printf "{{ $value | humanizePercentage }} of the answers of %s are throttles, denials or errors, which clients see."
-        $model.fallback.model)) -}}
+      "description" (printf "%s of the answers of %s are throttles, denials or errors, which clients see."
+        $share $target)) -}}
 {{- end -}}
 {{- toJson $rules -}}
 {{- end -}}
 
 {{/*
-Which of Envoy's statistics a scrape asks for, as an expression over their names inside Envoy: what alerts and dashboards
-read. Everything would be some 260 series a cluster.
+That a part of something counted is above a share of it, where ten were counted within ten minutes: (list PART COUNTER
+SHARE), PART being a rate. Without traffic there is no number, which is above nothing.
+*/}}
+{{- define "router.share" -}}
+{{ printf `sum(%[1]s)
+  / sum(rate(%[2]s[10m])) > %[3]v
+and
+sum(increase(%[2]s[10m])) >= 10` (index . 0) (index . 1) (index . 2) }}
+{{- end -}}
+
+{{/*
+Which of Envoy's statistics a scrape asks for, as an expression over their names inside Envoy: what alerts and
+dashboards read. Everything would be some 270 series a cluster.
 */}}
 {{- define "router.scraped" -}}
 {{- list
       `^cluster\.(fleet|bedrock)/[^.]+\.membership_(healthy|total)$`
       `^cluster\.(fleet|bedrock)/[^.]+\.(retry\.)?upstream_rq_[0-9]{3}$`
-      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout|(pending|retry)_overflow)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_(pending|retry)_overflow$`
       `^cluster_manager\.cds\.update_(rejected|failure|time)$`
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`
