@@ -144,7 +144,7 @@ def test_a_slow_fetch_says_so(tools: Path, module: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(crds, "QUIET_SECONDS", 0.05)
     serve(tools, module, before="sleep 0.4")
     crds.fetch(PIN, tmp_path)
-    assert "fetching the CRDs of example.com/m@v1.0.0" in capsys.readouterr().err
+    assert "fetching example.com/m@v1.0.0" in capsys.readouterr().err
 
 
 def test_a_fetch_that_never_ends_is_given_up(tools: Path, module: Path, tmp_path: Path, monkeypatch):

@@ -149,7 +149,10 @@ spec:
 apiVersion: monitoring.coreos.com/v1
 kind: PodMonitor
 metadata:
-  {{- include "plane.engineMetadata" . | nindent 2 }}
+  name: {{ .model.fleet }}
+  namespace: {{ .model.namespace }}
+  labels:
+    {{- include "plane.monitoringLabels" (merge (dict "component" "engine" "name" .model.fleet) .) | nindent 4 }}
 spec:
   selector:
     {{- include "plane.engineSelector" . | nindent 4 }}
@@ -158,6 +161,32 @@ spec:
     - port: metrics
       path: /metrics
       interval: {{ .root.Values.podMonitor.interval }}
+{{- end -}}
+
+{{/* The alerts of a fleet's engines. */}}
+{{- define "plane.engineAlerts" -}}
+{{- $rules := include "plane.engineRules" (dict "model" .model
+      "readySeconds" (include "plane.engineReadySeconds" .)
+      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds) | fromJsonArray -}}
+{{ include "plane.prometheusRule" (dict "root" .root "component" "engine" "name" .model.fleet
+      "namespace" .model.namespace "model" .model "rules" $rules) }}
+{{- end -}}
+
+{{/* The dashboard of engines: takes the root. */}}
+{{- define "plane.engineDashboard" -}}
+{{- $name := printf "%s-dashboard" .Chart.Name -}}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ $name }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "plane.labels" (dict "root" $ "component" "dashboard" "name" $name) | nindent 4 }}
+    {{- toYaml .Values.dashboards.labels | nindent 4 }}
+data:
+  {{- $text := .Files.Get "files/dashboards/engines.yaml" }}
+  inference-plane-engines.json: |
+    {{- include "plane.dashboard" (dict "uid" "inference-plane-engines" "text" $text) | nindent 4 }}
 {{- end -}}
 
 {{/* KEDA's part of a fleet: (dict "root" $ "model" $fleet "deployment" $name). */}}

@@ -46,6 +46,12 @@ what runs on SIGTERM, so that signal waits until the whole drain is over.
 {{ add (include "plane.engineLoadSeconds" .) .root.Values.startup.engineSeconds }}
 {{- end -}}
 
+{{/* Seconds from a pod on its node to a healthy engine: the init container's copy where there is one, and the start. */}}
+{{- define "plane.engineReadySeconds" -}}
+{{- $copy := include "plane.onNeuron" .model | empty | ternary 0 (include "plane.engineLoadSeconds" . | int) -}}
+{{ add $copy (include "plane.engineStartSeconds" .) }}
+{{- end -}}
+
 {{/* Requests, running and waiting, that one replica of a fleet is meant to have. */}}
 {{- define "plane.engineRequestsPerReplica" -}}
 {{- $holds := (include "plane.fit" .model | fromJson).typicalConcurrency -}}

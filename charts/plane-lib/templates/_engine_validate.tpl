@@ -5,7 +5,7 @@ catalogue that concern every chart.
 
 {{/* Fails once with every refusal; renders nothing otherwise. */}}
 {{- define "plane.validateEngines" -}}
-{{- $refusals := list -}}
+{{- $refusals := list (include "plane.refuseMonitoring" .) -}}
 {{- range $rule := list "Select" "Drain" "Nobody" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuseEngine%s" $rule) $) -}}
 {{- end -}}
@@ -78,12 +78,6 @@ catalogue that concern every chart.
       (printf "empty, while %s scale by queue" (join ", " $scaled))
       "KEDA reads the queue from the pods, and the NetworkPolicies deny what nobody names"
       "the namespace of KEDA, or equal replicas.min and replicas.max") -}}
-{{- end -}}
-{{- if and .Values.podMonitor.enabled (not $network.scraperNamespaces) -}}
-{{- include "plane.refusal" (list "global.network.scraperNamespaces"
-      "empty, while podMonitor.enabled is true"
-      "Prometheus reads metrics from the pods, and the NetworkPolicies deny what nobody names"
-      "the namespace of Prometheus, or podMonitor.enabled: false") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/* What a schema cannot say about this chart's values. Every refusal says what, why, and what to set. */}}
 
 {{- define "router.validate" -}}
-{{- $refusals := list -}}
+{{- $refusals := list (include "plane.refuseMonitoring" .) -}}
 {{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Clients" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}

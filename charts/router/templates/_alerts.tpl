@@ -1,0 +1,197 @@
+{{/*
+The router's alerts. Envoy counts, for each cluster: requests that ended there (upstream_rq_*), tries that went on
+elsewhere (retry_upstream_rq_*), and endpoints, the no-capacity one of a fleet among them.
+*/}}
+
+{{/* The rules of the router as a whole, as JSON. */}}
+{{- define "router.rules" -}}
+{{- $job := printf "job=%q" (printf "%s/router" .Release.Namespace) -}}
+{{- $refused := list -}}
+{{- range list "cluster_manager_cds" "http_rds" -}}
+{{- /* `increase` sees a bad file for five minutes, so the last moment that it did is that much late. */ -}}
+{{- $refused = append $refused (printf `
+max_over_time(timestamp(
+  increase(envoy_%[1]s_update_rejected{%[2]s}[5m]) + increase(envoy_%[1]s_update_failure{%[2]s}[5m]) > 0
+)[1d:1m]) - 300
+  > envoy_%[1]s_update_time{%[2]s} / 1000` . $job | trim) -}}
+{{- end -}}
+{{- list
+      (dict "alert" "InferenceRouterDown" "severity" "critical" "for" "2m" "runbook" "router"
+        "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
+        "summary" "No router answers"
+        "description" "Prometheus reaches no router pod. Nobody is served.")
+      (dict "alert" "InferenceRouterOverloaded" "severity" "critical" "for" "1m" "runbook" "router"
+        "expr" (printf `
+max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_active{%s}) > 0` $job)
+        "summary" "Router out of memory"
+        "description" (printf "{{ $labels.pod }} uses 70 %% of its %s or more and answers new requests 503."
+          .Values.resources.limits.memory))
+      (dict "alert" "InferenceRouterConfigRejected" "severity" "warning" "for" "0m" "runbook" "router"
+        "expr" (join "\nor\n" $refused)
+        "summary" "Router rejects its routes or clusters"
+        "description" (print "{{ $labels.pod }} refused the files of router-xds, and since then none was good. "
+          "It goes on with the last good ones; a change of the catalogue is not in force."))
+    | toJson -}}
+{{- end -}}
+
+{{/* The rules of one model, as JSON: (dict "root" $ "model" $model). */}}
+{{- define "router.modelRules" -}}
+{{- $model := .model -}}
+{{- $values := .root.Values -}}
+{{- $alerts := $values.alerts -}}
+{{- $at := printf `job="%s/router", envoy_cluster_name` .root.Release.Namespace -}}
+{{- /* Whoever answers for the fleet: where there is a canary, both fleets. */ -}}
+{{- $fleets := $model.canary | empty | ternary $model.name (printf "%s(-canary)?" $model.name) -}}
+{{- $stable := printf `%s="fleet/%s"` $at $model.name -}}
+{{- $fleet := printf `%s=~"fleet/%s"` $at $fleets -}}
+{{- $bedrock := printf `%s="bedrock/%s"` $at $model.name -}}
+{{- $both := printf `%s=~"(fleet|bedrock)/%s"` $at $fleets -}}
+{{- $answers := printf `envoy_cluster_upstream_rq_completed{%s}` $both -}}
+{{- $engines := printf `max(envoy_cluster_membership_healthy{%s}) - 1` $stable -}}
+{{- $share := "{{ $value | humanizePercentage }}" -}}
+{{- $page := eq $model.traffic "interactive" | ternary "critical" "warning" -}}
+{{- $min := int $model.replicas.min -}}
+{{- $max := int $model.replicas.max -}}
+{{- $rules := list -}}
+
+{{- $failing := include "router.share" (list
+      (printf `rate(envoy_cluster_upstream_rq_xx{%s, envoy_response_code_class="5"}[10m])` $fleet)
+      $answers $alerts.errorShare) -}}
+{{- if not $model.fallback -}}
+{{- /* No engine is an alert of its own, and pages as this one does. */ -}}
+{{- $failing = printf "%s\nunless\n%s < 1" $failing $engines -}}
+{{- end -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceRequestsFail" "severity" $page "for" "5m" "runbook" "router"
+      "expr" $failing
+      "summary" (printf "Requests fail: %s" $model.name)
+      "description" (printf (print "%s of the answers are 5xx from the fleet or from the router in its place; "
+        "no other try helped.") $share)) -}}
+
+{{- $then := "Clients get 503." -}}
+{{- if $model.fallback -}}
+{{- $then = "Amazon Bedrock answers what may go there; the rest gets 503." -}}
+{{- end -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceNoEngine" "severity" (empty $model.fallback | ternary $page "warning")
+      "for" (eq $min 0 | ternary $alerts.fleetPatience "2m") "runbook" "node-starvation"
+      "expr" (printf `
+%s < 1
+and
+sum(increase(envoy_cluster_upstream_rq_total{%s}[5m])) > 0` $engines $fleet)
+      "summary" (printf "No engine is ready: %s" $model.name)
+      "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min $then)) -}}
+
+{{- $small := printf `%s < %d` $engines $min -}}
+{{- if gt $max $min -}}
+{{- $small = printf `
+%[1]s < %[2]d
+or
+(
+  %[1]s < %[3]d
+  and
+  sum(rate(envoy_cluster_retry_upstream_rq{%[4]s, envoy_response_code="429"}[5m])) > 0
+)` $engines $min $max $fleet -}}
+{{- end -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceFleetTooSmall" "severity" "warning" "for" $alerts.fleetPatience "runbook" "node-starvation"
+      "expr" $small
+      "summary" (printf "Fleet smaller than asked: %s" $model.name)
+      "description" (printf (print "{{ $value }} engines are ready; replicas are %d to %d. That has lasted %s: "
+        "fewer than the minimum, or fewer than the maximum while engines turn requests away.")
+        $min $max $alerts.fleetPatience)) -}}
+
+{{- $rules = append $rules (dict
+      "alert" "InferenceRequestsTurnedAway" "severity" $page "for" "10m" "runbook" "node-starvation"
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq{%s, envoy_response_code="429"}[10m])` $fleet)
+        $answers $alerts.refusedShare))
+      "summary" (printf "Clients are turned away: %s" $model.name)
+      "description" (printf "%s of the answers are 429: the engines are full. Replicas are %d to %d."
+        $share $min $max)) -}}
+
+{{- $rules = append $rules (dict
+      "alert" "InferenceRequestsTimeOut" "severity" "warning" "for" "10m" "runbook" "latency"
+      "expr" (include "router.share" (list
+        (printf (print `rate(envoy_cluster_upstream_rq_timeout{%[1]s}[10m]) + `
+          `rate(envoy_cluster_upstream_rq_per_try_timeout{%[1]s}[10m])`) $both)
+        $answers 0.01))
+      "summary" (printf "Requests time out: %s" $model.name)
+      "description" (printf "%s of the answers met requestTimeout (%s) or, for one try, hangGuard (%s)."
+        $share $values.requestTimeout $values.hangGuard)) -}}
+
+{{- $rules = append $rules (dict
+      "alert" "InferenceLimitReached" "severity" "warning" "for" "0m" "runbook" "router"
+      "expr" (printf `
+sum by (envoy_cluster_name) (
+  increase(envoy_cluster_upstream_rq_pending_overflow{%[1]s}[10m])
+  + increase(envoy_cluster_upstream_rq_retry_overflow{%[1]s}[10m])
+) > 0` $both)
+      "summary" (printf "A limit of the router refuses requests: %s" $model.name)
+      "description" (printf (print "{{ $value | humanize }} requests or retries to {{ $labels.envoy_cluster_name }} "
+        "met a limit within ten minutes. Per router limits.requests is %d, limits.pendingRequests %d, "
+        "fallback.maxConcurrent %d.")
+        (int $values.limits.requests) (int $values.limits.pendingRequests) (int $values.fallback.maxConcurrent))) -}}
+
+{{- if $model.fallback -}}
+{{- $target := $model.fallback.model -}}
+{{- $why := "the engine was full" -}}
+{{- with $model.firstTokenBudget -}}
+{{- $why = printf "%s, or the first token would have missed its budget of %s" $why . -}}
+{{- end -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceEnginesTurnAway" "severity" "warning" "for" "10m" "runbook" "latency"
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_retry_upstream_rq{%s, envoy_response_code="429"}[10m])` $fleet)
+        (printf `envoy_cluster_upstream_rq_total{%s}` $fleet) $alerts.refusedShare))
+      "summary" (printf "Engines turn requests away: %s" $model.name)
+      "description" (printf "%s of the tries in the fleet ended in 429: %s. They went on elsewhere." $share $why)) -}}
+
+{{- $rules = append $rules (dict
+      "alert" "InferenceFallbackShare" "severity" "warning" "for" "15m" "runbook" "fallback"
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq_completed{%s}[10m])` $bedrock) $answers $alerts.fallbackShare))
+      "summary" (printf "Fallback in use: %s" $model.name)
+      "description" (printf "Amazon Bedrock (%s) gives %s of the answers, at the price of its tokens."
+        $target $share)) -}}
+
+{{- $rules = append $rules (dict
+      "alert" "InferenceBedrockErrors" "severity" $page "for" "5m" "runbook" "fallback"
+      "expr" (include "router.share" (list
+        (printf `rate(envoy_cluster_upstream_rq{%s, envoy_response_code=~"40[34]|429|5.."}[10m])` $bedrock)
+        (printf `envoy_cluster_upstream_rq_completed{%s}` $bedrock) $alerts.errorShare))
+      "summary" (printf "Amazon Bedrock refuses or fails: %s" $model.name)
+      "description" (printf "%s of the answers of %s are throttles, denials or errors, which clients see."
+        $share $target)) -}}
+{{- end -}}
+{{- toJson $rules -}}
+{{- end -}}
+
+{{/*
+That a part of something counted is above a share of it, where ten were counted within ten minutes: (list PART COUNTER
+SHARE), PART being a rate. Without traffic there is no number, which is above nothing.
+*/}}
+{{- define "router.share" -}}
+{{ printf `sum(%[1]s)
+  / sum(rate(%[2]s[10m])) > %[3]v
+and
+sum(increase(%[2]s[10m])) >= 10` (index . 0) (index . 1) (index . 2) }}
+{{- end -}}
+
+{{/*
+Which of Envoy's statistics a scrape asks for, as an expression over their names inside Envoy: what alerts and
+dashboards read. Everything would be some 270 series a cluster.
+*/}}
+{{- define "router.scraped" -}}
+{{- list
+      `^cluster\.(fleet|bedrock)/[^.]+\.membership_(healthy|total)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.(retry\.)?upstream_rq_[0-9]{3}$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout)$`
+      `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_(pending|retry)_overflow$`
+      `^cluster_manager\.cds\.update_(rejected|failure|time)$`
+      `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
+      `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`
+      `^http\.no_capacity\.downstream_rq_completed$`
+      `^overload\.envoy\.(overload_actions\.stop_accepting_requests\.active|resource_monitors\.fixed_heap\.pressure)$`
+    | join "|" -}}
+{{- end -}}
