@@ -271,7 +271,7 @@ def test_a_dashboard_is_found_and_whole(chart: str) -> None:
 
 def test_the_sidecar_may_look_for_another_label() -> None:
     values = values_with(vllm__dashboards__labels={"grafana_dashboard": None, "dashboards": "inference"})
-    labels = render("vllm", values).find("ConfigMap", "engines-dashboard")["metadata"]["labels"]
+    labels = render("vllm", values).find("ConfigMap", "vllm-dashboard")["metadata"]["labels"]
     assert labels["dashboards"] == "inference" and "grafana_dashboard" not in labels
 
 
