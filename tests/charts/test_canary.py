@@ -131,6 +131,13 @@ def test_the_router_splits_the_first_try_alone(fallback):
     assert [c["name"] for c in clusters] == ["fleet/m", *(["bedrock/m"] if fallback else []), "fleet/m-canary"]
 
 
+def test_a_share_of_nothing_makes_the_cluster_known_and_sends_it_nothing():
+    routes, clusters = router(canary(percent=0))
+    assert groups(routes) == {"fleets/m": [{"fleet/m": 100}, {"fleet/m": 100}]}
+    assert [c["name"] for c in clusters] == ["fleet/m", "fleet/m-canary"]
+    assert render(canary(percent=0)).text == render(canary()).text, "the engines are there"
+
+
 def test_each_fleets_cluster_says_its_own_version():
     _, clusters = router(WITH)
     facts = {c["name"]: c["metadata"]["filter_metadata"]["inference-plane"] for c in clusters}
@@ -247,7 +254,7 @@ def test_a_canary_on_neuron_without_a_fitting_artifact_is_refused():
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"percent": 0}, {"percent": 100}, {"residency": "anywhere"}, {"maxModelLen": 8}])
+@pytest.mark.parametrize("wrong", [{"percent": -1}, {"percent": 100}, {"residency": "anywhere"}, {"maxModelLen": 8}])
 def test_what_a_canary_may_not_say_is_refused_by_the_schema(wrong):
     with pytest.raises(helm.HelmError, match="canary"):
         render(canary(**wrong))

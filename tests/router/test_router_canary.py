@@ -122,3 +122,35 @@ def test_a_canary_does_not_stand_in_for_the_model(bed: Bed, client: Client) -> N
     replies = _many(client, "summary")
     assert {reply.status for reply in replies} == {200}
     assert set(_versions(replies)) == {"v8", REGION_TARGET}
+
+
+def test_a_canary_comes_grows_and_goes_under_traffic_and_nothing_is_lost(bed: Bed, client: Client) -> None:
+    """By way of percent 0, so that no route names a cluster that Envoy does not know yet."""
+
+    def shared(percent: int | None) -> None:
+        canary = None if percent is None else {"source": "s3://models/kept/v8/", "percent": percent}
+        models = {name: {**entry, "canary": canary} for name, entry in FLEET.items()}
+        bed.router.reload(bed.rendered(catalogue(models, **QUICK)))
+
+    def answers(version: str, traffic: Traffic) -> None:
+        seen = len(traffic.replies)
+        wait_until(lambda: any(r.version == version for _, r in traffic.replies[seen:] if isinstance(r, Reply)), version)
+
+    known = {f"{name}-canary": 1 for name in FLEET}
+    shared(None)
+    totals = [f"cluster.fleet/{name}.membership_total" for name in known]
+    wait_until(lambda: not any(bed.router.stats(totals).values()), "no canary")
+    try:
+        with Traffic(client, [chat_body(name) for name in FLEET]) as traffic:
+            for percent in (0, PERCENT, 0, None):
+                shared(percent)
+                if percent is not None:
+                    bed.wait_for_engines(known)
+                answers("v8" if percent else "v7", traffic)
+                seen = len(traffic.replies)
+                wait_until(lambda seen=seen: len(traffic.replies) > seen + 100, "traffic")
+        print(f"{len(traffic.replies)} requests while the share changed, {len(traffic.lost)} lost")
+        assert not traffic.lost
+    finally:
+        bed.router.reload(bed.render)
+        bed.wait_for_engines()
