@@ -6,7 +6,19 @@ import collections
 from collections.abc import Iterator
 
 import pytest
-from router_harness import CHAT, QUICK, REGION_TARGET, Audit, Client, Reply, Traffic, catalogue, chat_body, model, wait_until
+from router_harness import (
+    CHAT,
+    QUICK,
+    REGION_TARGET,
+    Audit,
+    Client,
+    Reply,
+    Traffic,
+    catalogue,
+    chat_body,
+    model,
+    wait_until,
+)
 
 from inference_plane.onehost.bed import Bed
 
@@ -56,7 +68,9 @@ def _versions(replies: list[Reply]) -> dict[str | None, int]:
 
 @SHARED
 @pytest.mark.parametrize("restricted", [False, True])
-def test_the_canary_serves_its_share_under_its_own_version(bed: Bed, client: Client, name: str, restricted: bool) -> None:
+def test_the_canary_serves_its_share_under_its_own_version(
+    bed: Bed, client: Client, name: str, restricted: bool
+) -> None:
     replies = _many(client, name, **({"x-residency": "cluster"} if restricted else {}))
     versions = _versions(replies)
     print(f"{name}: {versions} of {REQUESTS} with percent {PERCENT}")
@@ -79,7 +93,9 @@ def test_the_audit_line_names_the_model_and_the_version_that_answered(bed: Bed, 
 
 @SHARED
 @pytest.mark.parametrize("fault", ["dead", "overloaded", "draining", "reset"])
-def test_what_a_sick_canary_does_not_answer_the_stable_fleet_answers(bed: Bed, client: Client, name: str, fault: str) -> None:
+def test_what_a_sick_canary_does_not_answer_the_stable_fleet_answers(
+    bed: Bed, client: Client, name: str, fault: str
+) -> None:
     bed.engines[f"{name}-canary"][0].behaviour.update({"fault": fault})
     replies = _many(client, name)
     assert {(reply.status, reply.backend, reply.version) for reply in replies} == {(200, "fleet", "v7")}
@@ -104,9 +120,13 @@ def test_a_canary_that_dies_under_traffic_loses_nothing(bed: Bed, client: Client
             engine.stop()
             served = len(traffic.replies)
             wait_until(lambda: len(traffic.replies) > served + 200, "traffic without the canary")
-        cut = [reply for _, reply in traffic.replies if isinstance(reply, Reply) and reply.status == 200 and reply.error]
+        cut = [
+            reply for _, reply in traffic.replies if isinstance(reply, Reply) and reply.status == 200 and reply.error
+        ]
         lost = len(traffic.lost) - len(cut)
-        print(f"{name}: {len(traffic.replies)} requests, {lost} lost, {len(cut)} streams cut in the moment of its death")
+        print(
+            f"{name}: {len(traffic.replies)} requests, {lost} lost, {len(cut)} streams cut in the moment of its death"
+        )
         assert lost == 0 and len(cut) <= 6
     finally:
         engine.start()
@@ -134,7 +154,9 @@ def test_a_canary_comes_grows_and_goes_under_traffic_and_nothing_is_lost(bed: Be
 
     def answers(version: str, traffic: Traffic) -> None:
         seen = len(traffic.replies)
-        wait_until(lambda: any(r.version == version for _, r in traffic.replies[seen:] if isinstance(r, Reply)), version)
+        wait_until(
+            lambda: any(r.version == version for _, r in traffic.replies[seen:] if isinstance(r, Reply)), version
+        )
 
     known = {f"{name}-canary": 1 for name in FLEET}
     shared(None)
