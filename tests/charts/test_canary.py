@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_vllm import MODEL, NEURON, env, engine, kinds, merged, pod, refusal, render, values
+from test_vllm import MODEL, NEURON, engine, env, kinds, merged, pod, refusal, render, values
 
 from inference_plane import fit, helm
 
@@ -77,7 +77,8 @@ def test_a_canary_has_one_replica_or_what_it_says(replicas, fixed, scaled):
 def test_a_canary_may_be_moved_because_the_other_fleet_has_its_requests():
     rendered = render(WITH)
     asked = {
-        name: "karpenter.sh/do-not-disrupt" in rendered.find("Deployment", name)["spec"]["template"]["metadata"]["annotations"]
+        name: "karpenter.sh/do-not-disrupt"
+        in rendered.find("Deployment", name)["spec"]["template"]["metadata"]["annotations"]
         for name in ("m", "m-canary")
     }
     assert asked == {"m": True, "m-canary": False}
@@ -87,7 +88,9 @@ def test_a_canary_tries_another_engine_version():
     images = {"images": {"next": {"repository": "docker.io/vllm/vllm-openai", "tag": "v0.28.0", "version": "0.28.0"}}}
     rendered = render(canary(image="next"), **{"global": images})
     assert engine(rendered, "m-canary")["image"] == "docker.io/vllm/vllm-openai:v0.28.0"
-    flags = [any(arg.startswith("--max-num-queued-reqs") for arg in engine(rendered, n)["args"]) for n in ("m", "m-canary")]
+    flags = [
+        any(arg.startswith("--max-num-queued-reqs") for arg in engine(rendered, n)["args"]) for n in ("m", "m-canary")
+    ]
     assert flags == [True, False]
 
 
@@ -104,7 +107,9 @@ def test_a_canary_on_neuron_has_an_artifact_of_its_own():
 def router(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The route configuration and the clusters."""
     network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}, "clientNamespaces": ["c"]}
-    data = helm.template("router", values=values({"m": MODEL | model}, **network)).find("ConfigMap", "router-xds")["data"]
+    data = helm.template("router", values=values({"m": MODEL | model}, **network)).find("ConfigMap", "router-xds")[
+        "data"
+    ]
     return json.loads(data["routes.json"])["resources"][0], json.loads(data["clusters.json"])["resources"]
 
 
@@ -129,6 +134,13 @@ def test_the_router_splits_the_first_try_alone(fallback):
     expected = {"fleets/m": [split, stable]} | ({"fleet-then-bedrock/m": [split, stable, bedrock]} if fallback else {})
     assert groups(routes) == expected
     assert [c["name"] for c in clusters] == ["fleet/m", *(["bedrock/m"] if fallback else []), "fleet/m-canary"]
+
+
+def test_a_share_of_nothing_makes_the_cluster_known_and_sends_it_nothing():
+    routes, clusters = router(canary(percent=0))
+    assert groups(routes) == {"fleets/m": [{"fleet/m": 100}, {"fleet/m": 100}]}
+    assert [c["name"] for c in clusters] == ["fleet/m", "fleet/m-canary"]
+    assert render(canary(percent=0)).text == render(canary()).text, "the engines are there"
 
 
 def test_each_fleets_cluster_says_its_own_version():
@@ -160,7 +172,9 @@ def pools(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_node_pools_have_room_for_the_canary():
-    assert pools({})["nvidia.com/gpu"] + 3 == pools(canary(replicas={"min": 2}))["nvidia.com/gpu"], "2 and one that surges"
+    assert pools({})["nvidia.com/gpu"] + 3 == pools(canary(replicas={"min": 2}))["nvidia.com/gpu"], (
+        "2 and one that surges"
+    )
 
 
 def test_scripts_fit_weighs_the_canary(tmp_path):
@@ -183,22 +197,26 @@ REFUSED = {
     ),
     "a moving source": (
         canary(source="s3://models/m/latest/"),
-        f"- {PATH}.source: s3://models/m/latest/ passes through latest. What a moving name holds changes without a rollout, "
+        f"- {PATH}.source: s3://models/m/latest/ passes through latest. What a moving name holds "
+        "changes without a rollout, "
         "and no audit can tell which weights answered. Set a path with a version at its end, such as "
         "s3://models/clinical-summary/v7/.",
     ),
     "weights that do not fit": (
         canary(weightsGiB=60),
-        f"- {PATH}: weights 60.0 + overhead 2.0 + one sequence of 16384 tokens 2.0 = 64.0 GiB do not fit 40.2 GiB (44.7 GiB "
+        f"- {PATH}: weights 60.0 + overhead 2.0 + one sequence of 16384 tokens 2.0 = 64.0 GiB do "
+        "not fit 40.2 GiB (44.7 GiB "
         "x 1 l40s x 0.9). Set tensorParallelSize: 2, or an accelerator with more memory.",
     ),
     "replicas": (
         canary(replicas={"min": 3, "max": 2}),
-        f"- {PATH}.replicas: min 3 is above max 2. No number of replicas is both. Set max: 3 or more, or min: 2 or less.",
+        f"- {PATH}.replicas: min 3 is above max 2. No number of replicas is both. Set max: 3 or "
+        "more, or min: 2 or less.",
     ),
     "scale to zero": (
         canary(replicas={"min": 0}),
-        f"- {PATH}.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, which this release does "
+        f"- {PATH}.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, "
+        "which this release does "
         "not serve yet. Set replicas.min to 1.",
     ),
 }
@@ -224,11 +242,14 @@ def named(*names: str) -> list[str]:
 def test_names_that_leave_no_room_for_the_canarys_are_refused():
     assert helm.template("vllm", values=values({"m" * 33: MODEL | WITH})).find("Deployment", "m" * 33 + "-canary")
     assert named("m" * 34) == [
-        f"- global.models.{'m' * 34}.canary: the fleet's name {'m' * 34}-canary has 41 characters. A fleet's objects take "
-        "its name, which has at most 40 as a model's has. Set the canary for a model whose name has at most 33 characters."
+        f"- global.models.{'m' * 34}.canary: the fleet's name {'m' * 34}-canary has 41 characters. "
+        "A fleet's objects take "
+        "its name, which has at most 40 as a model's has. Set the canary for a model whose name "
+        "has at most 33 characters."
     ]
     assert named("m", "m-canary") == [
-        f"- {PATH}: m-canary is a model of its own. The canary's Service and that model's would be one object. Set another "
+        f"- {PATH}: m-canary is a model of its own. The canary's Service and that model's would be "
+        "one object. Set another "
         "name for global.models.m-canary."
     ]
 
@@ -236,18 +257,21 @@ def test_names_that_leave_no_room_for_the_canarys_are_refused():
 def test_a_canary_on_neuron_without_a_fitting_artifact_is_refused():
     own = {"source": "s3://models/n/v2/", "percent": 5}
     assert refusal({"canary": own}, base=NEURON) == [
-        f"- {PATH}.compiled: absent, while inferentia2 is Neuron. Without a compiled artifact each replica compiles for "
-        "minutes to hours at its start. Set compiled.source and the tensorParallelSize, maxModelLen and maxNumSeqs it was "
+        f"- {PATH}.compiled: absent, while inferentia2 is Neuron. Without a compiled artifact each "
+        "replica compiles for "
+        "minutes to hours at its start. Set compiled.source and the tensorParallelSize, "
+        "maxModelLen and maxNumSeqs it was "
         "compiled for."
     ]
     other = merged(NEURON["compiled"], {"source": "s3://models/n-compiled/v2/", "maxModelLen": 2048})
     assert refusal({"canary": own | {"compiled": other}}, base=NEURON) == [
-        f"- {PATH}.compiled.maxModelLen: 4096, but the artifact was compiled for 2048. Neuron runs only the shapes that were "
+        f"- {PATH}.compiled.maxModelLen: 4096, but the artifact was compiled for 2048. Neuron runs "
+        "only the shapes that were "
         "compiled, and would compile again at each start. Set maxModelLen: 2048, or an artifact compiled for 4096."
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"percent": 0}, {"percent": 100}, {"residency": "anywhere"}, {"maxModelLen": 8}])
+@pytest.mark.parametrize("wrong", [{"percent": -1}, {"percent": 100}, {"residency": "anywhere"}, {"maxModelLen": 8}])
 def test_what_a_canary_may_not_say_is_refused_by_the_schema(wrong):
     with pytest.raises(helm.HelmError, match="canary"):
         render(canary(**wrong))

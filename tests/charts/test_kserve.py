@@ -19,12 +19,16 @@ CI = sorted(CHART.glob("ci/*-values.yaml"))
 KSERVE = "serving.kserve.io"
 
 
-def render(model: Mapping[str, Any] = {}, base: Mapping[str, Any] = MODEL, chart: str = "kserve", **over: Any) -> helm.Render:
+def render(
+    model: Mapping[str, Any] = {}, base: Mapping[str, Any] = MODEL, chart: str = "kserve", **over: Any
+) -> helm.Render:
     """The chart with one model `m`, which is `base` with the fields of `model` and the chart's engine."""
     return helm.template(chart, values=values({"m": merged(base, {"engine": chart, **model})}, **over))
 
 
-def refusal(model: Mapping[str, Any] = {}, base: Mapping[str, Any] = MODEL, chart: str = "kserve", **over: Any) -> list[str]:
+def refusal(
+    model: Mapping[str, Any] = {}, base: Mapping[str, Any] = MODEL, chart: str = "kserve", **over: Any
+) -> list[str]:
     with pytest.raises(helm.HelmError) as refused:
         render(model, base, chart, **over)
     return [line for line in str(refused.value).splitlines() if line.startswith("- ")]
@@ -78,7 +82,9 @@ def test_what_belongs_to_the_pods_is_that_of_the_chart_vllm():
 def test_the_router_does_not_tell_the_engines_apart():
     network = {"global": {"network": {"policies": False}}}
     one, other = (
-        helm.template("router", values=values({"m": MODEL | {"engine": engine}}, **network)).find("ConfigMap", "router-xds")
+        helm.template("router", values=values({"m": MODEL | {"engine": engine}}, **network)).find(
+            "ConfigMap", "router-xds"
+        )
         for engine in ("vllm", "kserve")
     )
     assert one == other
@@ -103,7 +109,9 @@ def test_a_chart_runs_the_models_of_its_engine(chart):
 
 def test_both_engines_share_a_release_and_a_namespace():
     network = {"global": {"network": {"albSubnetCidrs": ["10.0.9.0/24"]}}}
-    rendered = helm.template("inference-plane", values=values({"a": MODEL, "b": MODEL | {"engine": "kserve"}}, **network))
+    rendered = helm.template(
+        "inference-plane", values=values({"a": MODEL, "b": MODEL | {"engine": "kserve"}}, **network)
+    )
     names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in rendered.objects]
     assert len(names) == len(set(names))
     assert {"Deployment", "InferenceService"} <= {kind for kind, _, _ in names}
@@ -120,7 +128,9 @@ def test_ci_files_pass_the_rules_of_the_webhook(file):
     for found in services:
         spec, annotations = found["spec"]["predictor"], found["metadata"]["annotations"]
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", found["metadata"]["name"])
-        assert not {"model", "workerSpec", "sklearn", "huggingface"} & spec.keys(), "exactly one implementation: the pod"
+        assert not {"model", "workerSpec", "sklearn", "huggingface"} & spec.keys(), (
+            "exactly one implementation: the pod"
+        )
         assert [c["name"] for c in spec["containers"]] == ["kserve-container"]
         for container in [*spec["containers"], *spec["initContainers"]]:
             # The first is refused; the others switch on what this chart does itself.
@@ -142,7 +152,9 @@ def test_nothing_but_the_router_leads_to_the_engine():
     assert service(render())["metadata"]["labels"]["networking.kserve.io/visibility"] == "cluster-local"
 
 
-@pytest.mark.parametrize(("replicas", "owner", "minimum"), [({"min": 3}, "none", 3), ({"min": 1, "max": 3}, "external", None)])
+@pytest.mark.parametrize(
+    ("replicas", "owner", "minimum"), [({"min": 3}, "none", 3), ({"min": 1, "max": 3}, "external", None)]
+)
 def test_replicas_have_one_owner(replicas, owner, minimum):
     rendered = render({"replicas": replicas})
     assert service(rendered)["metadata"]["annotations"][f"{KSERVE}/autoscalerClass"] == owner
@@ -179,8 +191,10 @@ def test_a_canary_is_an_inference_service_of_its_own():
 
 def test_knative_is_refused_with_the_reason():
     assert refusal({"deploymentMode": "Knative"}) == [
-        "- global.models.m.deploymentMode: Knative, which this release does not run. Knative keeps an old revision's pods as "
-        "long as requests reach them, and the router sends to every ready pod, so that no rollout would end; it takes no "
+        "- global.models.m.deploymentMode: Knative, which this release does not run. Knative keeps "
+        "an old revision's pods as "
+        "long as requests reach them, and the router sends to every ready pod, so that no rollout "
+        "would end; it takes no "
         "preStop hook and no grace period either. Set deploymentMode: Standard."
     ]
     assert render({"deploymentMode": "Standard"}).text == render().text
@@ -189,7 +203,8 @@ def test_knative_is_refused_with_the_reason():
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 def test_a_mode_of_kserve_without_kserve_is_refused(mode):
     assert refusal({"deploymentMode": mode}, chart="vllm") == [
-        f"- global.models.m.deploymentMode: {mode}, while engine is vllm. It is a mode of KServe, and no InferenceService is "
+        f"- global.models.m.deploymentMode: {mode}, while engine is vllm. It is a mode of KServe, "
+        "and no InferenceService is "
         "rendered. Set engine: kserve, or take deploymentMode out."
     ]
 
@@ -229,7 +244,8 @@ def test_a_name_that_kserve_gives_is_refused():
     with pytest.raises(helm.HelmError) as refused:
         helm.template("kserve", values=values(models))
     assert (
-        "- global.models.m: m-predictor is what KServe calls the Deployment and the Service of m. Two objects of one name "
+        "- global.models.m: m-predictor is what KServe calls the Deployment and the Service of m. "
+        "Two objects of one name "
         "would overwrite each other. Set another name, or another namespace."
     ) in str(refused.value)
     apart = merged(models, {"m-predictor": {"namespace": "elsewhere"}})

@@ -260,7 +260,8 @@ def test_interactive_models_stay_off_spot_and_batch_models_prefer_it():
     family = {"key": "karpenter.k8s.aws/instance-family", "operator": "In", "values": ["g6e"]}
     on_demand = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["on-demand", "reserved"]}
     spot = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot"]}
-    own = [{"key": "inference-plane/traffic", "operator": "In", "values": [traffic]} for traffic in ("interactive", "batch")]
+    label = {"key": "inference-plane/traffic", "operator": "In"}
+    own = [label | {"values": [traffic]} for traffic in ("interactive", "batch")]
     assert of("interactive") == {
         required: {"nodeSelectorTerms": [{"matchExpressions": [family, on_demand]}]},
         preferred: [{"weight": 50, "preference": {"matchExpressions": [own[0]]}}],
@@ -281,8 +282,8 @@ def test_engines_prefer_the_nodes_of_their_own_traffic_by_the_label_that_pools_s
         "karpenter-nodepools", values=merged(catalogue, nodes | {"ec2": {"amiAlias": "bottlerocket@1.46.0"}})
     ).find("NodePool", "inference-l40s-batch")
     labels = pool["spec"]["template"]["metadata"]["labels"]
-    preferred = pod(render({"traffic": "batch"}))["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    (wanted,) = preferred[1]["preference"]["matchExpressions"]
+    affinity = pod(render({"traffic": "batch"}))["affinity"]["nodeAffinity"]
+    (wanted,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"][1]["preference"]["matchExpressions"]
     assert labels[wanted["key"]] in wanted["values"]
 
 

@@ -6,7 +6,19 @@ import collections
 from collections.abc import Iterator
 
 import pytest
-from router_harness import CHAT, QUICK, REGION_TARGET, Audit, Client, Reply, Traffic, catalogue, chat_body, model, wait_until
+from router_harness import (
+    CHAT,
+    QUICK,
+    REGION_TARGET,
+    Audit,
+    Client,
+    Reply,
+    Traffic,
+    catalogue,
+    chat_body,
+    model,
+    wait_until,
+)
 
 from inference_plane.onehost.bed import Bed
 
@@ -56,7 +68,9 @@ def _versions(replies: list[Reply]) -> dict[str | None, int]:
 
 @SHARED
 @pytest.mark.parametrize("restricted", [False, True])
-def test_the_canary_serves_its_share_under_its_own_version(bed: Bed, client: Client, name: str, restricted: bool) -> None:
+def test_the_canary_serves_its_share_under_its_own_version(
+    bed: Bed, client: Client, name: str, restricted: bool
+) -> None:
     replies = _many(client, name, **({"x-residency": "cluster"} if restricted else {}))
     versions = _versions(replies)
     print(f"{name}: {versions} of {REQUESTS} with percent {PERCENT}")
@@ -79,7 +93,9 @@ def test_the_audit_line_names_the_model_and_the_version_that_answered(bed: Bed, 
 
 @SHARED
 @pytest.mark.parametrize("fault", ["dead", "overloaded", "draining", "reset"])
-def test_what_a_sick_canary_does_not_answer_the_stable_fleet_answers(bed: Bed, client: Client, name: str, fault: str) -> None:
+def test_what_a_sick_canary_does_not_answer_the_stable_fleet_answers(
+    bed: Bed, client: Client, name: str, fault: str
+) -> None:
     bed.engines[f"{name}-canary"][0].behaviour.update({"fault": fault})
     replies = _many(client, name)
     assert {(reply.status, reply.backend, reply.version) for reply in replies} == {(200, "fleet", "v7")}
@@ -104,9 +120,13 @@ def test_a_canary_that_dies_under_traffic_loses_nothing(bed: Bed, client: Client
             engine.stop()
             served = len(traffic.replies)
             wait_until(lambda: len(traffic.replies) > served + 200, "traffic without the canary")
-        cut = [reply for _, reply in traffic.replies if isinstance(reply, Reply) and reply.status == 200 and reply.error]
+        cut = [
+            reply for _, reply in traffic.replies if isinstance(reply, Reply) and reply.status == 200 and reply.error
+        ]
         lost = len(traffic.lost) - len(cut)
-        print(f"{name}: {len(traffic.replies)} requests, {lost} lost, {len(cut)} streams cut in the moment of its death")
+        print(
+            f"{name}: {len(traffic.replies)} requests, {lost} lost, {len(cut)} streams cut in the moment of its death"
+        )
         assert lost == 0 and len(cut) <= 6
     finally:
         engine.start()
@@ -122,3 +142,37 @@ def test_a_canary_does_not_stand_in_for_the_model(bed: Bed, client: Client) -> N
     replies = _many(client, "summary")
     assert {reply.status for reply in replies} == {200}
     assert set(_versions(replies)) == {"v8", REGION_TARGET}
+
+
+def test_a_canary_comes_grows_and_goes_under_traffic_and_nothing_is_lost(bed: Bed, client: Client) -> None:
+    """By way of percent 0, so that no route names a cluster that Envoy does not know yet."""
+
+    def shared(percent: int | None) -> None:
+        canary = None if percent is None else {"source": "s3://models/kept/v8/", "percent": percent}
+        models = {name: {**entry, "canary": canary} for name, entry in FLEET.items()}
+        bed.router.reload(bed.rendered(catalogue(models, **QUICK)))
+
+    def answers(version: str, traffic: Traffic) -> None:
+        seen = len(traffic.replies)
+        wait_until(
+            lambda: any(r.version == version for _, r in traffic.replies[seen:] if isinstance(r, Reply)), version
+        )
+
+    known = {f"{name}-canary": 1 for name in FLEET}
+    shared(None)
+    totals = [f"cluster.fleet/{name}.membership_total" for name in known]
+    wait_until(lambda: not any(bed.router.stats(totals).values()), "no canary")
+    try:
+        with Traffic(client, [chat_body(name) for name in FLEET]) as traffic:
+            for percent in (0, PERCENT, 0, None):
+                shared(percent)
+                if percent is not None:
+                    bed.wait_for_engines(known)
+                answers("v8" if percent else "v7", traffic)
+                seen = len(traffic.replies)
+                wait_until(lambda seen=seen: len(traffic.replies) > seen + 100, "traffic")
+        print(f"{len(traffic.replies)} requests while the share changed, {len(traffic.lost)} lost")
+        assert not traffic.lost
+    finally:
+        bed.router.reload(bed.render)
+        bed.wait_for_engines()

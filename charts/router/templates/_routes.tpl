@@ -27,7 +27,9 @@ resources:
               - name: fleet
                 clusters:
                   {{- range include "plane.fleets" (dict .model.name .model) | fromJson }}
+                  {{- if .percent }}
                   - {cluster_name: fleet/{{ .fleet }}, weight: {{ .percent }}}
+                  {{- end }}
                   {{- end }}
               # Never the canary again, so that a sick or an absent one loses no request.
               - name: fleet-again
