@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from inference_plane import checkout, helm
 from inference_plane.commands import _environment, fit, render, values
+from inference_plane.commands import test as suite
 
 ENVIRONMENT = {
     "global": {
@@ -172,3 +174,25 @@ def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -
         command(["--help"])
     assert exit_.value.code == 0
     assert "example" in capsys.readouterr().out
+
+
+def test_fast_builds_nothing_and_says_what_it_leaves_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(suite.promtool, "path", lambda: tmp_path / "promtool")
+    monkeypatch.setattr(suite.promtool, "build", lambda: ran.append(["build"]))
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: ran.append(command) or done)
+    monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts", "objects"])
+    assert suite.main() == 0
+    assert "not run alerts: promtool is not built; ./scripts/test alerts builds it" in capsys.readouterr().out
+    assert [word for word in ran[0] if word.startswith("tests/")] == ["tests/manifests"]
+    monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts"])
+    assert suite.main() == 1
+    monkeypatch.setattr("sys.argv", ["test", "alerts"])
+    assert suite.main() == 0
+    assert ran[1] == ["build"] and "tests/alerts" in ran[2]
+    (tmp_path / "promtool").touch()
+    monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts"])
+    assert suite.main() == 0 and "tests/alerts" in ran[-1]

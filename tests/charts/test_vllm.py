@@ -127,14 +127,16 @@ OTHER = {
     ("startup", "loadGiBPerSecond"): 0.01,
     ("autoscaling", "utilization"): 0.5,
     ("instanceFamilyLabel",): "eks.amazonaws.com/instance-family",
-    ("podMonitor", "enabled"): False,
-    ("podMonitor", "interval"): "77s",
+    ("podMonitor", "interval"): "33s",
+    ("dashboards", "labels", "grafana_dashboard"): "yes",
 }
 
 
 def changed(path: tuple[str, ...], value: Any) -> Any:
     if path in OTHER:
         return OTHER[path]
+    if isinstance(value, bool):
+        return value
     if isinstance(value, str):
         return re.sub(r"^\d+", lambda number: str(int(number[0]) + 7), value)
     return value + 7
@@ -144,7 +146,10 @@ def changed(path: tuple[str, ...], value: Any) -> Any:
     "path", [path for path, _ in leaves(DEFAULTS) if path != ("enabled",)], ids=lambda path: ".".join(path)
 )
 def test_no_value_is_dead(path):
-    everything = values({"m": MODEL | {"replicas": {"min": 2, "max": 4}}, "n": NEURON}, podMonitor={"enabled": True})
+    on = {part: {"enabled": True} for part in ("podMonitor", "alerts", "dashboards")}
+    everything = values({"m": MODEL | {"replicas": {"min": 2, "max": 4}}, "n": NEURON}, **on)
+    if path == ("podMonitor", "enabled"):
+        del everything["alerts"], everything["dashboards"]
     over: Any = changed(path, dict(leaves(DEFAULTS))[path])
     for key in reversed(path):
         over = {key: over}
