@@ -119,16 +119,3 @@ def test_a_clean_clone_renders_with_no_prior_step(chart, tmp_path):
         started = time.monotonic()
         assert "kind: " in helm.run("template", "plane", str(tmp_path / "charts" / chart), "--values", str(values))
         print(f"{chart} {values.name}: {time.monotonic() - started:.2f} s")
-
-
-def test_a_package_holds_every_file_once(tmp_path):
-    printed = helm.run("package", str(CHARTS / "inference-plane"), "--destination", str(tmp_path))
-    (package,) = tmp_path.glob("*.tgz")
-    assert package.name in printed
-    names = subprocess.run(["tar", "-tzf", str(package)], capture_output=True, text=True, check=True).stdout.split()
-    assert len(names) == len(set(names))
-    assert not [name for name in names if name.endswith((".tgz", ".schema.yaml", ".pyc")) or "/ci/" in name]
-    for chart in ("vllm", "router", "karpenter-nodepools", "alb-ingress", "plane-lib"):
-        assert f"inference-plane/charts/{chart}/Chart.yaml" in names
-    case = next(case for case in CASES if case.chart == "inference-plane")
-    assert helm.template(package, values=case.values).objects == helm.template(case.chart, values=case.values).objects
