@@ -5,9 +5,12 @@ build` left beside one would go into the package too, with every file a second t
 """
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import pathlib
 import subprocess
+import tarfile
 import tempfile
 
 import yaml
@@ -94,6 +97,19 @@ def export(root: pathlib.Path, target: pathlib.Path, *, dirty: bool) -> None:
     subprocess.run(["tar", "-C", str(target), "-x"], input=archive, check=True)
 
 
+def in_order(archive: pathlib.Path) -> None:
+    """Writes a package anew with its files by name: Helm writes dependencies in an order that changes from run to run.
+
+    With the times of the commit, which an export has, and none in the gzip header, a commit is one SHA-256.
+    """
+    with tarfile.open(archive) as source:
+        members = [(member, source.extractfile(member).read()) for member in source.getmembers()]
+    with open(archive, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as target:
+            for member, content in sorted(members, key=lambda pair: pair[0].name):
+                target.addfile(member, io.BytesIO(content))
+
+
 def make(root: pathlib.Path, output: pathlib.Path, *, dirty: bool = False) -> list[Package]:
     """Packages every chart of the checkout into `output`, in the order of their names.
 
@@ -112,6 +128,7 @@ def make(root: pathlib.Path, output: pathlib.Path, *, dirty: bool = False) -> li
         for chart in sorted(file.parent for file in pathlib.Path(folder, "charts").glob("*/Chart.yaml")):
             helm.run("package", str(chart), "--destination", str(output))
             path = output / f"{chart.name}-{number}.tgz"
+            in_order(path)
             content = path.read_bytes()
             made.append(Package(path, len(content), hashlib.sha256(content).hexdigest()))
     return made

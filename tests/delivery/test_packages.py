@@ -92,6 +92,7 @@ def test_one_version_is_one_package(clone, tmp_path):
     version = packages.version(clone / "charts")
     git(clone, "tag", f"v{version}")
     first = packages.make(clone, tmp_path / "one")
+    # Byte by byte, so that anybody can check a published package against its commit.
     assert [p.sha256 for p in packages.make(clone, tmp_path / "two")] == [p.sha256 for p in first]
     (clone / "charts" / "router" / "files" / "note.txt").write_text("new")
     git(clone, "add", "-A")
