@@ -88,7 +88,9 @@ def refuse_released(root: pathlib.Path) -> None:
 def export(root: pathlib.Path, target: pathlib.Path, *, dirty: bool) -> None:
     """Puts charts/ of HEAD into `target`; with `dirty` of the working tree, without what git ignores."""
     if dirty:
-        names = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", "charts")
+        names = git(
+            root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", "charts"
+        )
         there = [name for name in names.split("\0") if name and (root / name).exists()]
         command = ["tar", "-C", str(root), "-c", "--no-recursion", *there]
     else:

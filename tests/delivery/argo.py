@@ -1,4 +1,4 @@
-"""What Argo CD makes of the files under argocd/: Applications out of ApplicationSets, and objects out of Applications."""
+"""What Argo CD makes of the files under argocd/: Applications of ApplicationSets, and objects of Applications."""
 
 import fnmatch
 import json
@@ -34,13 +34,18 @@ def applications():
 
 
 def expand(appset):
-    """The Applications of an ApplicationSet with list, or git directory, generators and plain `{{ .a.b }}` in strings."""
+    """The Applications of an ApplicationSet with list or git directory generators, and `{{ .a.b }}` in strings."""
     assert appset["spec"]["goTemplate"] and appset["spec"]["goTemplateOptions"] == ["missingkey=error"]
     for generator in appset["spec"]["generators"]:
         for parameters in generated(generator):
             filled = substitute(appset["spec"]["template"], parameters)
             metadata = {"namespace": appset["metadata"]["namespace"], **filled["metadata"]}
-            yield {"apiVersion": "argoproj.io/v1alpha1", "kind": "Application", "metadata": metadata, "spec": filled["spec"]}
+            yield {
+                "apiVersion": "argoproj.io/v1alpha1",
+                "kind": "Application",
+                "metadata": metadata,
+                "spec": filled["spec"],
+            }
 
 
 def generated(generator):

@@ -25,7 +25,9 @@ def merged():
     """The catalogue in one file, as somebody would have written it without the example."""
     values = yaml.safe_load(FILES[0].read_text())
     values["global"]["models"] = {
-        name: entry for file in FILES[1:] for name, entry in yaml.safe_load(file.read_text())["global"]["models"].items()
+        name: entry
+        for file in FILES[1:]
+        for name, entry in yaml.safe_load(file.read_text())["global"]["models"].items()
     }
     return values
 
@@ -41,7 +43,9 @@ def test_the_applications_are_the_one_release_but_for_the_releases_names():
     """The router knows every model, each team's Application has the team's engines, and none is lost between them."""
     parts = [o for file, app in argo.applications() if file.startswith("examples/") for o in argo.render(app)]
     whole = argo.without_tests(helm.template("inference-plane", files=FILES).objects)
-    engines = {o["metadata"]["name"] for o in whole if o["metadata"]["labels"].get("app.kubernetes.io/component") == "engine"}
+    engines = {
+        o["metadata"]["name"] for o in whole if o["metadata"]["labels"].get("app.kubernetes.io/component") == "engine"
+    }
     assert len(engines) > 3
     for kind in ("Deployment", "Service", "NetworkPolicy", "ServiceAccount", "PodDisruptionBudget", "ScaledObject"):
         names = lambda objects: sorted(o["metadata"]["name"] for o in objects if o["kind"] == kind)
@@ -108,10 +112,12 @@ WRONG = {
         "care/notes.yml", OWN, "care/notes.yml: no TEAM/MODEL.yaml. No release would read it. Move or delete it.",
     ),
     "too deep": (
-        "care/more/notes.yaml", OWN, "care/more/notes.yaml: no TEAM/MODEL.yaml. No release would read it. Move or delete it.",
+        "care/more/notes.yaml", OWN,
+        "care/more/notes.yaml: no TEAM/MODEL.yaml. No release would read it. Move or delete it.",
     ),
     "no models": (
-        "care/records.yaml", "global: {}", "care/records.yaml: global has no models. It must hold global.models.records. Add it.",
+        "care/records.yaml", "global: {}",
+        "care/records.yaml: global has no models. It must hold global.models.records. Add it.",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Chart packages: whole, with every file once, the same as the path, and never of a state that nobody can make again."""
+"""Chart packages: whole, with every file once, as the path renders, and never of what nobody can make again."""
 
 import pathlib
 import subprocess
@@ -73,8 +73,8 @@ def test_a_dirty_tree_is_refused(clone, tmp_path, monkeypatch, capsys):
     (clone / "charts" / "router" / "note.txt").write_text("mine")
     assert command.main(["--output", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == (
-        "error: charts/ is not what HEAD has (charts/router/values.yaml, charts/router/note.txt). Nobody could make the "
-        "same package again. Commit it, or pass --allow-dirty for a package that is not published.\n"
+        "error: charts/ is not what HEAD has (charts/router/values.yaml, charts/router/note.txt). Nobody could make "
+        "the same package again. Commit it, or pass --allow-dirty for a package that is not published.\n"
     )
     assert command.main(["--output", str(tmp_path / "out"), "--allow-dirty"]) == 0
     assert "router/note.txt" in files(next((tmp_path / "out").glob("router-*.tgz")))
@@ -82,7 +82,9 @@ def test_a_dirty_tree_is_refused(clone, tmp_path, monkeypatch, capsys):
 
 def test_an_archive_that_lies_beside_a_link_stays_out(clone, tmp_path):
     """`helm dependency build` leaves one; git ignores it, and so does the export."""
-    helm.run("package", str(clone / "charts" / "plane-lib"), "--destination", str(clone / "charts" / "router" / "charts"))
+    helm.run(
+        "package", str(clone / "charts" / "plane-lib"), "--destination", str(clone / "charts" / "router" / "charts")
+    )
     (router,) = (p for p in packages.make(clone, tmp_path / "out") if p.path.name.startswith("router-"))
     names = files(router.path)
     assert not [name for name in names if name.endswith(".tgz")] and len(names) == len(set(names))
@@ -117,7 +119,9 @@ def test_what_is_printed_is_what_lies_there(clone, tmp_path, monkeypatch, capsys
     assert command.main(["--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     sums = "".join(f"{sha}  {path}\n" for path, _, sha in (line.split() for line in printed.splitlines()))
-    checked = subprocess.run(["sha256sum", "--check", "--strict"], input=sums, text=True, capture_output=True, check=True)
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict"], input=sums, text=True, capture_output=True, check=True
+    )
     assert checked.stdout.count(": OK") == len(CHART_FILES)
     for path, size, _ in (line.split() for line in printed.splitlines()):
         assert pathlib.Path(path).stat().st_size == int(size)
@@ -140,7 +144,8 @@ def test_the_charts_have_one_version():
 
 
 def test_the_notes_of_a_release_are_its_section(capsys):
-    text = "# Changelog\n\n## [Unreleased]\n\n- c\n\n## [1.0.1] - 2026-01-02\n\n### Fixed\n\n- b\n\n## [1.0.0]\n\n- a\n\n[1.0.0]: x\n"
+    text = "# Changelog\n\n## [Unreleased]\n\n- c\n\n## [1.0.1] - 2026-01-02\n\n### Fixed\n\n- b\n\n"
+    text += "## [1.0.0]\n\n- a\n\n[1.0.0]: x\n"
     assert release_notes.section(text, "1.0.1") == "### Fixed\n\n- b"
     assert release_notes.section(text, "1.0.0") == "- a"
     assert release_notes.section(text, "1.0") is None

@@ -1,4 +1,4 @@
-"""What chart-testing checks without Helm: Chart.yaml by Yamale, style by yamllint, with the files that ct.yaml names."""
+"""What chart-testing checks without Helm: Chart.yaml by Yamale, style by yamllint, with the files of ct.yaml."""
 
 import pathlib
 import subprocess
@@ -30,7 +30,10 @@ def test_every_chart_yaml_has_the_schema_s_form():
         ({"type": "libary"}, "type: 'libary' not in"),
         ({"version": "1.0"}, "version: '1.0' is not a semantic version"),
         ({"annotations": {"artifacthub.io/prerelease": True}}, "'True' is not a str"),
-        ({"dependencies": [{"name": "redis", "version": "1.0.0", "repository": "https://x"}]}, "is not a sibling chart"),
+        (
+            {"dependencies": [{"name": "redis", "version": "1.0.0", "repository": "https://x"}]},
+            "is not a sibling chart",
+        ),
     ],
 )
 def test_the_schema_refuses(change, said, tmp_path):
@@ -62,7 +65,12 @@ def test_what_kind_installs_needs_no_accelerator():
 
     for file in files:
         render = helm.template(file.parts[-3], files=[file])
-        assert {o["apiVersion"].partition("/")[0] for o in render.objects} <= {"v1", "apps", "networking.k8s.io", "policy"}
+        assert {o["apiVersion"].partition("/")[0] for o in render.objects} <= {
+            "v1",
+            "apps",
+            "networking.k8s.io",
+            "policy",
+        }
         for deployment in render.of_kind("Deployment"):
             pod = deployment["spec"]["template"]["spec"]
             assert "nodeSelector" not in pod and not pod.get("affinity")

@@ -22,7 +22,11 @@ def repository(tmp_path_factory):
 
 def ct(root, *arguments):
     return subprocess.run(
-        [str(tools.build("ct")), *arguments, "--config", "ct.yaml"], cwd=root, capture_output=True, text=True, check=False
+        [str(tools.build("ct")), *arguments, "--config", "ct.yaml"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -66,7 +70,9 @@ def test_actionlint_finds_nothing_in_the_workflows():
 
 def test_actionlint_finds_what_is_wrong(tmp_path):
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: echo ${{ secret.X }}\n")
+    wrong.write_text(
+        "on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: echo ${{ secret.X }}\n"
+    )
     done = subprocess.run(
         [str(tools.build("actionlint")), str(wrong)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -78,5 +84,7 @@ def test_a_tool_that_cannot_be_built_says_what_to_do(tmp_path, monkeypatch):
     go.write_text("#!/bin/sh\necho 'no route to host' >&2\nexit 1\n")
     go.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(tools.ToolError, match="ct: `go build .*/ct` failed: no route to host. Set GOPROXY to a module proxy"):
+    with pytest.raises(
+        tools.ToolError, match="ct: `go build .*/ct` failed: no route to host. Set GOPROXY to a module proxy"
+    ):
         tools.build("ct", cache=tmp_path / "cache")

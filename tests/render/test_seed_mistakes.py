@@ -63,5 +63,10 @@ def test_the_cases_show_what_is_looked_for():
 
 def test_the_label_is_found_where_a_template_sets_it():
     claims = {"spec": {"template": {"metadata": {"labels": {"karpenter.sh/nodepool": "l40s"}}}}}
-    asks = {"spec": {"selector": {"matchLabels": {"karpenter.sh/nodepool": "l40s"}}, "nodeSelector": {"karpenter.sh/nodepool": "a"}}}
+    asks = {
+        "spec": {
+            "selector": {"matchLabels": {"karpenter.sh/nodepool": "l40s"}},
+            "nodeSelector": {"karpenter.sh/nodepool": "a"},
+        }
+    }
     assert "karpenter.sh/nodepool" in dict(own_labels(claims)) and "karpenter.sh/nodepool" not in dict(own_labels(asks))

@@ -13,7 +13,7 @@ example:
 
 
 def section(changelog: str, version: str) -> str | None:
-    """The text below the heading `## [VERSION]`, up to the next heading of that level or the links; None without one."""
+    """The text below the heading `## [VERSION]`, up to the next one or the links; None where it is not there."""
     found = re.search(rf"^## \[{re.escape(version)}\].*\n((?s:.*?))(?=^## |^\[|\Z)", changelog, re.M)
     return found[1].strip() if found else None
 

@@ -1,4 +1,4 @@
-"""Runs a tool that is built from a Go module on first use, with the project's helm, kubectl, yamllint and yamale on PATH."""
+"""Runs a tool that is built from a Go module on first use, with the project's helm and linters on PATH."""
 
 import argparse
 import os
