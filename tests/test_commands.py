@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from inference_plane import checkout, helm
-from inference_plane.commands import _environment, fit, render, values
+from inference_plane.commands import _environment, fit, model_files, package, release_notes, render, tool, values
 
 ENVIRONMENT = {
     "global": {
@@ -166,7 +166,7 @@ class TestFit:
         assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize("command", [render.main, values.main, fit.main])
+@pytest.mark.parametrize("command", [m.main for m in (render, values, fit, model_files, package, release_notes, tool)])
 def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         command(["--help"])

@@ -119,6 +119,19 @@ def test_the_project_lets_the_application_do_what_it_says(file, application):
             assert argo.reaches(PROJECTS[application["spec"]["project"]], destination, namespace), namespace
 
 
+def test_the_projects_refuse_what_the_plane_has_no_business_with():
+    cluster, own = PLANE["spec"]["clusterResourceWhitelist"], PLANE["spec"]["namespaceResourceWhitelist"]
+    assert not argo.permits(cluster, "rbac.authorization.k8s.io", "ClusterRoleBinding", "inference")
+    assert not argo.permits(cluster, "", "Namespace", "kube-system")
+    assert not argo.permits(own, "", "Secret") and not argo.permits(own, "argoproj.io", "Application")
+    production = {"name": "inference-prod"}
+    assert argo.reaches(PLANE, production, "inference") and not argo.reaches(PLANE, production, "kube-system")
+    assert not argo.reaches(PLANE, {"server": "https://kubernetes.default.svc"}, "argocd")
+    apps = PROJECTS["inference-plane-apps"]
+    assert "clusterResourceWhitelist" not in apps["spec"]
+    assert not argo.permits(apps["spec"]["namespaceResourceWhitelist"], "argoproj.io", "AppProject")
+
+
 def test_the_project_allows_exactly_the_kinds_that_the_charts_render():
     rendered = {
         (argo.is_cluster_scoped(document), group_version(document)[0], document["kind"])
