@@ -81,7 +81,7 @@ class TestValues:
         assert values.main(["dev", "vlm"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        charts = "alb-ingress, inference-plane, karpenter-nodepools, router, vllm"
+        charts = "alb-ingress, inference-plane, karpenter-nodepools, kserve, router, vllm"
         assert err == f"error: no chart 'vlm'. Charts that install: {charts}.\n"
 
     @pytest.mark.parametrize("chart", ["vllm", "router"])

@@ -7,4 +7,4 @@ CHARTS = ROOT / "charts"
 VALUES = ROOT / "values"
 
 #: Charts that are installed, in the order of their dependencies. The library plane-lib is not one of them.
-INSTALLABLE = ("karpenter-nodepools", "vllm", "router", "alb-ingress", "inference-plane")
+INSTALLABLE = ("karpenter-nodepools", "vllm", "kserve", "router", "alb-ingress", "inference-plane")

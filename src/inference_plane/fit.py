@@ -14,6 +14,8 @@ from typing import Any
 GIB = 1 << 30
 #: tensorParallelSize that a refusal may propose; vLLM wants a divisor of the attention heads, mostly powers of two.
 _SIZES = (2, 4, 8, 16, 32, 64)
+#: What the largest node brings of a resource, as plane.largestNode has it.
+_LARGEST_NODE = {"nvidia.com/gpu": 8, "aws.amazon.com/neuroncore": 24, "aws.amazon.com/neuron": 16}
 #: Bytes of one element of the KV cache by the model's dtype; vLLM's `--dtype auto` runs float32 models in 16 bits.
 _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 2}
 
@@ -82,7 +84,11 @@ def refusal(model: Mapping[str, Any]) -> str:
         return ""
     size = model["tensorParallelSize"]
     remedies = []
-    larger = [s for s in _SIZES if s > size and fit({**model, "tensorParallelSize": s}).fits]
+    larger = [
+        s
+        for s in _SIZES
+        if s > size and _on_one_node(s, model["hardware"]) and fit({**model, "tensorParallelSize": s}).fits
+    ]
     if larger:
         remedies.append(f"tensorParallelSize: {larger[0]}")
     length = int(_decimal(found.kv_gib) * GIB / model["kvBytesPerToken"])
@@ -98,13 +104,14 @@ def refusal(model: Mapping[str, Any]) -> str:
 
 
 def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The enabled entries of a values file's catalogue with their defaults, by name.
+    """The fleets of a values file's enabled entries with their defaults, by name: each model's own and its canary's.
 
     Args:
         values: an environment's values.
         defaults: `defaults` of plane-lib's values, which the charts import to `global`.
 
-    Each entry gets `hardware`, its accelerator's profile, and `devices`, what one replica asks of the scheduler.
+    Each gets `hardware`, its accelerator's profile, `devices`, what one replica asks of the scheduler, and `path`,
+    where it stands in the values.
 
     Raises:
         CatalogueError: an entry has no accelerator, no length, no weights, or names what does not exist.
@@ -124,7 +131,11 @@ def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
                 raise CatalogueError(f"{path}.{field}: absent. The capacity check needs it. Set it.")
         accelerators = everything["accelerators"]
         hardware = _named(accelerators, model["accelerator"], f"{path}.accelerator", "global.accelerators")
-        models[name] = model | {"hardware": hardware, "devices": _devices(model["tensorParallelSize"], hardware)}
+        devices = _devices(model["tensorParallelSize"], hardware)
+        models[name] = model | {"hardware": hardware, "devices": devices, "path": path}
+        if canary := entry.get("canary"):
+            weights = canary.get("weightsGiB", model["weightsGiB"])
+            models[f"{name}-canary"] = models[name] | {"weightsGiB": weights, "path": f"{path}.canary"}
     return models
 
 
@@ -199,6 +210,12 @@ def _devices(size: int, hardware: Mapping[str, Any]) -> int:
     if hardware["resource"] == "aws.amazon.com/neuron":
         return math.ceil(size / hardware.get("coresPerDevice", 1))
     return size
+
+
+def _on_one_node(size: int, hardware: Mapping[str, Any]) -> bool:
+    """Whether the largest node of a resource has what a pod of this size asks for."""
+    largest = _LARGEST_NODE.get(hardware["resource"])
+    return largest is None or _devices(size, hardware) <= largest
 
 
 def _field(config: Mapping[str, Any], name: str) -> int:

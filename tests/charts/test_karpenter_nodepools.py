@@ -21,9 +21,9 @@ NEURON = {
     "source": "s3://models/n/v1/",
     "weightsGiB": 140,
     "accelerator": "trainium2",
-    "tensorParallelSize": 32,
+    "tensorParallelSize": 16,
     "maxModelLen": 4096,
-    "compiled": {"source": "s3://models/c/v1/", "tensorParallelSize": 32, "maxModelLen": 4096, "maxNumSeqs": 64},
+    "compiled": {"source": "s3://models/c/v1/", "tensorParallelSize": 16, "maxModelLen": 4096, "maxNumSeqs": 64},
 }
 BASE = {
     "global": {"aws": {"region": "eu-central-1"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}},
@@ -187,8 +187,8 @@ def test_a_limit_holds_what_the_catalogue_may_ask_for_and_one_large_node():
 def test_the_resource_of_a_limit_is_the_one_that_pods_ask_for():
     over = {"dataVolume": {"sizeGiB": 900}}
     (trainium,) = render(over, m=NEURON).of_kind("NodePool")
-    # 32 cores are 8 devices of 4; twice that in a rollout, and 16 of a node.
-    assert trainium["spec"]["limits"] == {"aws.amazon.com/neuron": 32}
+    # 16 cores are 4 devices of 4; twice that in a rollout, and 16 of a node.
+    assert trainium["spec"]["limits"] == {"aws.amazon.com/neuron": 24}
 
 
 def test_nodes_are_labelled_for_cost_reports_and_never_with_the_pool():
@@ -330,7 +330,7 @@ REFUSED = {
         {"longestDrainSeconds": 101},
         "- longestDrainSeconds: 101 is above 100, while inference-l40s-batch may run on Spot. EC2 takes a Spot "
         "instance back two minutes after it says so, and some of them pass before the drain begins. Set 100 or less "
-        "here and shorter times in vllm.drain, or traffic.batch.capacityTypes: [on-demand].",
+        "here and shorter times in the engines' drain, or traffic.batch.capacityTypes: [on-demand].",
     ),
     "a node goes before its engines": (
         {"terminationGracePeriod": "1m"},
@@ -546,7 +546,7 @@ def test_the_umbrella_holds_the_labels_together():
 
 
 def test_the_default_drain_is_that_of_the_engines():
-    engines = yaml.safe_load((CHARTS / "vllm" / "values.yaml").read_text())["drain"]
+    engines = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["engine"]["drain"]
     own = yaml.safe_load((CHART / "values.yaml").read_text())["longestDrainSeconds"]
     assert own == sum(engines[part] for part in ("endpointStalenessSeconds", "shutdownTimeoutSeconds", "bufferSeconds"))
 

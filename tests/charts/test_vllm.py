@@ -16,7 +16,10 @@ from inference_plane.checkout import CHARTS, ROOT
 
 CHART = CHARTS / "vllm"
 CI = sorted(CHART.glob("ci/*-values.yaml"))
-DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+#: The chart's own and the library's for engines, which stand at its root.
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text()) | yaml.safe_load(
+    (CHARTS / "plane-lib" / "values.yaml").read_text()
+)["engine"]
 FLAGS = set((ROOT / "tests/data/vllm-0.32/serve-flags.txt").read_text().split())
 
 MODEL = {
@@ -180,7 +183,7 @@ def test_a_model_is_an_engine_and_all_that_belongs_to_it():
         ("Service", "m"),
         ("ServiceAccount", "m"),
         ("NetworkPolicy", "m"),
-        ("ConfigMap", "plane-engine-files"),
+        ("ConfigMap", "plane-vllm-files"),
     }
 
 
@@ -226,7 +229,7 @@ def test_a_changed_middleware_rolls_the_pods(tmp_path):
 
 def test_the_engine_runs_the_mounted_files():
     rendered = render()
-    data = rendered.find("ConfigMap", "plane-engine-files")["data"]
+    data = rendered.find("ConfigMap", "plane-vllm-files")["data"]
     for name in ("plane_middleware.py", "metrics_port.py"):
         assert data[name].strip() == (CHART / "files" / name).read_text().strip()
     mounts = {m["name"]: m["mountPath"] for m in engine(rendered)["volumeMounts"]}
@@ -257,11 +260,30 @@ def test_interactive_models_stay_off_spot_and_batch_models_prefer_it():
     family = {"key": "karpenter.k8s.aws/instance-family", "operator": "In", "values": ["g6e"]}
     on_demand = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["on-demand", "reserved"]}
     spot = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot"]}
-    assert of("interactive") == {required: {"nodeSelectorTerms": [{"matchExpressions": [family, on_demand]}]}}
+    own = [{"key": "inference-plane/traffic", "operator": "In", "values": [traffic]} for traffic in ("interactive", "batch")]
+    assert of("interactive") == {
+        required: {"nodeSelectorTerms": [{"matchExpressions": [family, on_demand]}]},
+        preferred: [{"weight": 50, "preference": {"matchExpressions": [own[0]]}}],
+    }
     assert of("batch") == {
         required: {"nodeSelectorTerms": [{"matchExpressions": [family]}]},
-        preferred: [{"weight": 100, "preference": {"matchExpressions": [spot]}}],
+        preferred: [
+            {"weight": 100, "preference": {"matchExpressions": [spot]}},
+            {"weight": 50, "preference": {"matchExpressions": [own[1]]}},
+        ],
     }
+
+
+def test_engines_prefer_the_nodes_of_their_own_traffic_by_the_label_that_pools_set():
+    nodes = {"nodeClass": {"role": "n", "subnetTags": {"t": "p"}, "securityGroupTags": {"f": "n"}}}
+    catalogue = values({"m": MODEL | {"traffic": "batch"}})
+    pool = helm.template(
+        "karpenter-nodepools", values=merged(catalogue, nodes | {"ec2": {"amiAlias": "bottlerocket@1.46.0"}})
+    ).find("NodePool", "inference-l40s-batch")
+    labels = pool["spec"]["template"]["metadata"]["labels"]
+    preferred = pod(render({"traffic": "batch"}))["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (wanted,) = preferred[1]["preference"]["matchExpressions"]
+    assert labels[wanted["key"]] in wanted["values"]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,13 @@ BASES = [yaml.safe_load(path.read_text()) for path in sorted((pathlib.Path(__fil
 
 SCHEMA = json.loads((CHARTS / "inference-plane" / "values.schema.json").read_text())
 
+#: Charts that have the library's settings of engines at their root.
+ENGINES = ("vllm", "kserve")
+
 #: Read by Helm itself, or checked by a test of its own that says so.
 ELSEWHERE = {
     ("vllm", "enabled"): "the umbrella's condition",
+    ("kserve", "enabled"): "the umbrella's condition",
     ("router", "enabled"): "the umbrella's condition",
     ("karpenter-nodepools", "enabled"): "the umbrella's condition",
     ("alb-ingress", "enabled"): "the umbrella's condition",
@@ -37,10 +41,11 @@ def leaves(value, path=()):
 
 
 def defaults():
-    shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
-    yield from leaves(shared, ("global",))
-    for chart in ("vllm", "router", "karpenter-nodepools", "alb-ingress"):
-        yield from leaves(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()), (chart,))
+    shared = yaml.safe_load((CHARTS / "plane-lib" / "values.yaml").read_text())
+    yield from leaves(shared["defaults"], ("global",))
+    for chart in ("vllm", "kserve", "router", "karpenter-nodepools", "alb-ingress"):
+        own = yaml.safe_load((CHARTS / chart / "values.yaml").read_text())
+        yield from leaves(own | (shared["engine"] if chart in ENGINES else {}), (chart,))
 
 
 def schema_of(path):

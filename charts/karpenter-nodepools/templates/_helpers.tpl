@@ -3,11 +3,11 @@ nodepools.pools: the pools of this release as a JSON object "<accelerator>/<traf
 and traffic class that an enabled model uses or that `pools` names. Accelerators without a resource run on any node and
 get none. Fields:
   name, accelerator, traffic, hardware
-  models      names of the models that it is for
+  models      names of the models, and of their canaries, that it is for
   biggest     the model whose replica needs most of it; absent without models
   floor       accelerators that all replicas need at their minimum
   ceiling     accelerators that they may come to need: at their maximum, while a rollout surges, and the headroom's
-  limit       accelerators that it may bring
+  limit       accelerators that it may bring: Karpenter launches no node that would pass it, so it leaves room for one
   headroom    replicas of the biggest model to keep room for
 */}}
 {{- define "nodepools.pools" -}}
@@ -19,7 +19,7 @@ get none. Fields:
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $models := include "plane.models" . | fromJson -}}
+{{- $models := include "plane.fleets" (include "plane.models" . | fromJson) | fromJson -}}
 {{- range $models -}}
 {{- if .hardware.resource -}}
 {{- $_ := set $pools (printf "%s/%s" .accelerator .traffic) (dict "accelerator" .accelerator "traffic" .traffic) -}}
@@ -45,7 +45,7 @@ get none. Fields:
 {{- $headroom := int $entry.headroom -}}
 {{- $ceiling = add $ceiling (mul $headroom (int $biggest.devices)) -}}
 {{- $hardware := get $.Values.global.accelerators $pool.accelerator | default dict -}}
-{{- $largest := get (include "nodepools.largestNode" $ | fromJson) ($hardware.resource | default "") | int -}}
+{{- $largest := get (include "plane.largestNode" $ | fromJson) ($hardware.resource | default "") | int -}}
 {{- $name := printf "%s%s-%s" $.Values.namePrefix $pool.accelerator $pool.traffic -}}
 {{- $_ := set $pool "name" ($entry.name | default $name) -}}
 {{- $_ := set $pool "hardware" $hardware -}}
@@ -57,14 +57,6 @@ get none. Fields:
 {{- $_ := set $pool "headroom" $headroom -}}
 {{- end -}}
 {{- toJson $pools -}}
-{{- end -}}
-
-{{/*
-What the largest node of a resource brings (p5.48xlarge 8 GPUs, inf2.48xlarge 24 cores, trn2.48xlarge 16 devices).
-Karpenter launches no node that would pass a limit, so a limit leaves room for one beyond what is needed.
-*/}}
-{{- define "nodepools.largestNode" -}}
-{"nvidia.com/gpu": 8, "aws.amazon.com/neuroncore": 24, "aws.amazon.com/neuron": 16}
 {{- end -}}
 
 {{/* The accelerators that have pools, as a JSON object name -> pools: each gets a node class. */}}

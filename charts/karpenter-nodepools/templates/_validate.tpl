@@ -140,7 +140,7 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 {{- include "plane.refusal" (list "longestDrainSeconds"
       (printf "%d is above 100, while %s may run on Spot" $drain (join ", " $spot))
       "EC2 takes a Spot instance back two minutes after it says so, and some of them pass before the drain begins"
-      "100 or less here and shorter times in vllm.drain, or traffic.batch.capacityTypes: [on-demand]") -}}
+      "100 or less here and shorter times in the engines' drain, or traffic.batch.capacityTypes: [on-demand]") -}}
 {{- end -}}
 {{- end -}}
 
@@ -242,7 +242,7 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 {{- $base := include "nodepools.imagesGiB" . | int -}}
 {{- $need := $base -}}
 {{- $for := "images, logs and caches" -}}
-{{- range $name, $model := include "plane.models" .root | fromJson -}}
+{{- range $name, $model := include "plane.fleets" (include "plane.models" .root | fromJson) | fromJson -}}
 {{- $weights := $model.hardware.resource | empty | ternary 0 (include "nodepools.weightsGiB" $model | int) -}}
 {{- if gt (add $base $weights) $need -}}
 {{- $need = add $base $weights -}}
@@ -300,21 +300,29 @@ nodepools.validateEngines: what the umbrella alone can see, because it has the e
 */}}
 {{- define "nodepools.validateEngines" -}}
 {{- $own := index .Values "karpenter-nodepools" -}}
-{{- $engines := .Values.vllm -}}
-{{- $grace := include "vllm.graceSeconds" (dict "Values" $engines) | int -}}
 {{- $refusals := list -}}
+{{- $used := list -}}
+{{- range include "plane.models" . | fromJson -}}
+{{- $used = append $used .engine -}}
+{{- end -}}
+{{- range $chart := uniq $used | sortAlpha -}}
+{{- $engines := get $.Values $chart -}}
+{{- if $engines.enabled -}}
+{{- $grace := include "plane.engineGraceSeconds" (dict "Values" $engines) | int -}}
 {{- if gt $grace (int $own.longestDrainSeconds) -}}
 {{- $refusals = append $refusals (include "plane.refusal" (list "karpenter-nodepools.longestDrainSeconds"
-      (printf "%d is less than the engines' grace period of %d (vllm.drain)" (int $own.longestDrainSeconds) $grace)
+      (printf "%d is less than the engines' grace period of %d (%s.drain)" (int $own.longestDrainSeconds) $grace $chart)
       "The node pools would be checked against a drain that is not theirs"
       (printf "%d" $grace))) -}}
 {{- end -}}
 {{- $label := printf "%s/instance-family" (include "nodepools.labelGroup" (dict "Values" $own)) -}}
 {{- if ne $engines.instanceFamilyLabel $label -}}
-{{- $refusals = append $refusals (include "plane.refusal" (list "vllm.instanceFamilyLabel"
+{{- $refusals = append $refusals (include "plane.refusal" (list (printf "%s.instanceFamilyLabel" $chart)
       (printf "%s, while karpenter-nodepools.mode is %s" $engines.instanceFamilyLabel $own.mode)
       "No node of these pools has that label, so every engine would stay Pending"
       $label)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the node pools" "refusals" $refusals) -}}
 {{- end -}}

@@ -118,7 +118,7 @@ enforce-eager, with which the guide calls it incompatible.
 
 {{/*
 The environment of an engine as JSON, name -> value: (dict "root" $ "model" $model). None of it can be changed by the
-entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware.
+entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe by plane.engineCommand).
 */}}
 {{- define "plane.engineEnv" -}}
 {{- $model := .model -}}
@@ -137,8 +137,10 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware.
       "VLLM_CACHE_ROOT" "/cache/vllm"
       "VLLM_CONFIG_ROOT" "/cache/config/vllm"
       "TORCHINDUCTOR_CACHE_DIR" "/cache/inductor"
-      "TRITON_CACHE_DIR" "/cache/triton"
-      "PYTHONPATH" "/opt/plane" -}}
+      "TRITON_CACHE_DIR" "/cache/triton" -}}
+{{- if ne $model.engine "kserve" -}}
+{{- $_ := set $env "PYTHONPATH" "/opt/plane" -}}
+{{- end -}}
 {{- if hasPrefix "s3://" (include "plane.modelPath" $model) -}}
 {{- $_ := merge $env (include "plane.awsEnv" .root | fromJson) (dict
       "RUNAI_STREAMER_CHUNK_BYTESIZE" "4294967296"
@@ -261,8 +263,15 @@ a pod has the accelerators that tensorParallelSize counts and no more:
 
 {{/* Environment that an entry's `env` may not have beside plane.engineEnv; an item that ends in * is a prefix. */}}
 {{- define "plane.ownedEnv" -}}
+the chart sets it:
+  - PYTHONPATH
+KServe reads it:
+  - PROTOCOL
+  - MULTI_MODEL_SERVER
+  - INFERENCE_SERVICE_NAME
 it would open the engine or take its weights from elsewhere:
   - AWS_*
+  - STORAGE_URI
   - RUNAI_STREAMER_S3_ENDPOINT
   - HF_TOKEN
   - HF_ENDPOINT

@@ -42,7 +42,8 @@ such sequence. On Neuron memoryGiB and tensorParallelSize both count cores.
 {{- $sizes := list -}}
 {{- range list 2 4 8 16 32 64 -}}
 {{- $larger := mergeOverwrite (deepCopy $) (dict "tensorParallelSize" .) -}}
-{{- if and (gt . ($.tensorParallelSize | int)) (include "plane.fit" $larger | fromJson).fits -}}
+{{- $fits := and (include "plane.fitsOneNode" $larger) (include "plane.fit" $larger | fromJson).fits -}}
+{{- if and $fits (gt . ($.tensorParallelSize | int)) -}}
 {{- $sizes = append $sizes . -}}
 {{- end -}}
 {{- end -}}

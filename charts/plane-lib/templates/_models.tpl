@@ -23,7 +23,7 @@ Order of defaults: modelDefaults, modelDefaults.profiles.<profile>, the entry. F
 {{- $_ := set $model "namespace" ($model.namespace | default $.Release.Namespace) -}}
 {{- $team := get $global.teams ($model.team | default "") | default dict -}}
 {{- $_ := set $model "costCenter" ($model.costCenter | default $team.costCenter | default "") -}}
-{{- $_ := set $model "version" (regexReplaceAll "^.*/([^/]+)/$" $model.source "${1}") -}}
+{{- $_ := set $model "version" (include "plane.version" $model.source) -}}
 {{- $_ := set $model "servedNames" (concat (list $name) ($model.servedNames | default list)) -}}
 {{- if not (hasKey $model.replicas "max") -}}
 {{- $_ := set $model.replicas "max" (max 1 $model.replicas.min) -}}
@@ -44,6 +44,41 @@ Order of defaults: modelDefaults, modelDefaults.profiles.<profile>, the entry. F
 {{- toJson $models -}}
 {{- end -}}
 
+{{/* The immutable version at the end of a source. */}}
+{{- define "plane.version" -}}
+{{ regexReplaceAll "^.*/([^/]+)/$" . "${1}" }}
+{{- end -}}
+
+{{/*
+plane.fleets: the fleets of resolved models (plane.models), as a JSON object name -> fleet. A fleet is a number of equal
+engines with a Service, a role and a version of their own: one a model, and MODEL-canary where the entry has a canary.
+It is the model's entry, the canary's with what `canary` says instead, and
+  fleet       its name, which is that of its objects; `name` is the model's
+  percent     its share of the model's requests
+  path        where it stands in the values
+*/}}
+{{- define "plane.fleets" -}}
+{{- $fleets := dict -}}
+{{- range $name, $model := . -}}
+{{- $path := printf "global.models.%s" $name -}}
+{{- $share := $model.canary | empty | ternary 0 (int ($model.canary | default dict).percent) -}}
+{{- $stable := dict "fleet" $name "percent" (sub 100 $share) "path" $path -}}
+{{- $_ := set $fleets $name (mergeOverwrite (deepCopy $model) $stable) -}}
+{{- with $model.canary -}}
+{{- $fleet := printf "%s-canary" $name -}}
+{{- $canary := mergeOverwrite (omit $model "canary" "compiled" "replicas" | deepCopy) (deepCopy .) -}}
+{{- $_ := mergeOverwrite $canary (dict "fleet" $fleet "path" (printf "%s.canary" $path)) -}}
+{{- $_ := set $canary "version" (include "plane.version" .source) -}}
+{{- $_ := set $canary "replicas" (mergeOverwrite (dict "min" 1) (.replicas | default dict)) -}}
+{{- if not (hasKey $canary.replicas "max") -}}
+{{- $_ := set $canary.replicas "max" (max 1 $canary.replicas.min) -}}
+{{- end -}}
+{{- $_ := set $fleets $fleet $canary -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $fleets -}}
+{{- end -}}
+
 {{/*
 How many devices a pod of a model asks for. Where the resource is a whole device of several cores (Trainium), the
 cores that tensorParallelSize counts are rounded up to devices.
@@ -56,6 +91,17 @@ cores that tensorParallelSize counts are rounded up to devices.
 {{- else -}}
 {{ .tensorParallelSize | int }}
 {{- end -}}
+{{- end -}}
+
+{{/* What the largest node brings: p5.48xlarge 8 GPUs, inf2.48xlarge 24 cores, trn2.48xlarge 16 devices. */}}
+{{- define "plane.largestNode" -}}
+{"nvidia.com/gpu": 8, "aws.amazon.com/neuroncore": 24, "aws.amazon.com/neuron": 16}
+{{- end -}}
+
+{{/* "true" where one node has what a pod of a model asks for. */}}
+{{- define "plane.fitsOneNode" -}}
+{{- $largest := get (include "plane.largestNode" . | fromJson) (.hardware.resource | default "") -}}
+{{- if or (not $largest) (le (include "plane.devices" . | int) (int $largest)) -}}true{{- end -}}
 {{- end -}}
 
 {{/* Residencies in order of distance: a prompt may travel as far as its own and no farther. */}}
@@ -98,9 +144,9 @@ hidden
 {{ divf (include "plane.milliseconds" .) 1000 | ceil | int }}
 {{- end -}}
 
-{{/* Where an engine answers inside the cluster: a headless Service, so that the name lists its ready pods. */}}
+{{/* Where a fleet answers inside the cluster: a headless Service, so that the name lists its ready pods. */}}
 {{- define "plane.engineHost" -}}
-{{ printf "%s.%s.svc.%s" .model.name .model.namespace .root.Values.global.clusterDomain }}
+{{ printf "%s.%s.svc.%s" .model.fleet .model.namespace .root.Values.global.clusterDomain }}
 {{- end -}}
 
 {{/* The ports of an engine pod: requests from the router only, metrics for scrapers and autoscalers. */}}

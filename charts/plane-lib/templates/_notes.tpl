@@ -28,7 +28,7 @@ Risks
       "geography" (printf "may be processed in the geography %s" $global.residency.geography)
       "anywhere" "may be processed anywhere" -}}
 {{ $model.name }} {{ $model.version }}{{ with rest $model.servedNames }} (also {{ join ", " . }}){{ end }}
-  engine    vllm, image {{ $model.image }}, in namespace {{ $model.namespace }}
+  engine    {{ $model.engine }}, image {{ $model.image }}, in namespace {{ $model.namespace }}
   runs on   {{ $model.tensorParallelSize }} x {{ $model.accelerator }} a replica,
 {{- printf " %s, %s" (include "plane.notesReplicas" $model.replicas) $model.traffic }}
 {{- if $model.fallback }}
@@ -40,6 +40,10 @@ Risks
 {{- else }}
   prompts   never leave the cluster, as there is no fallback (residency {{ $model.residency }} would allow one)
   fallback  none
+{{- end }}
+{{- with $model.canary }}
+{{- $canary := get (include "plane.fleets" (dict $model.name $model) | fromJson) (printf "%s-canary" $model.name) }}
+  canary    {{ $canary.version }} for {{ int .percent }} % of the requests, {{ include "plane.notesReplicas" $canary.replicas }}, image {{ $canary.image }}
 {{- end }}
 {{ printf "  memory    %.1f of %.1f GiB needed, %.1f GiB for the KV cache" $fit.needGiB $fit.haveGiB $fit.kvGiB }}
 {{ printf "  at once   %d sequences a replica of %d tokens each (worst case), %d of %d (typical: a quarter of maxModelLen)"
@@ -82,7 +86,7 @@ Risks
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- range include "plane.modelImages" .models | fromJsonArray | concat .images | uniq | sortAlpha -}}
+{{- range include "plane.modelImages" (include "plane.fleets" .models | fromJson) | fromJsonArray | concat .images | uniq | sortAlpha -}}
 {{- if not (get $global.images .).digest -}}
 {{- $images = append $images . -}}
 {{- end -}}

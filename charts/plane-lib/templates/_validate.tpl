@@ -10,14 +10,22 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- define "plane.validateCatalogue" -}}
 {{- $global := .Values.global -}}
 {{- $models := include "plane.models" . | fromJson -}}
+{{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
 {{- range $rule := list "Aws" "Network" "Accelerators" "Images" -}}
-{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (dict "global" $global "models" $models)) -}}
+{{- $context := dict "global" $global "models" $models "fleets" $fleets -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- range $name, $model := $models -}}
 {{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
-{{- range $rule := list "References" "Sources" "Names" "Replicas" "Fallback" "Fit" -}}
+{{- range $rule := list "References" "Sources" "Names" "Engine" "Nodes" "Replicas" "Fallback" "Fit" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
+{{- end -}}
+{{- with get (include "plane.fleets" (dict $name $model) | fromJson) (printf "%s-canary" $name) -}}
+{{- $context = dict "global" $global "models" $models "stable" $model "model" . "path" .path -}}
+{{- range $rule := list "Canary" "Sources" "Replicas" "Fit" -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the catalogue" "refusals" $refusals) -}}
@@ -158,13 +166,13 @@ those of plane.refusal.
 {{- end -}}
 {{- /* Of a program in between no flag depends on the version; of an engine many do. */ -}}
 {{- $engines := list -}}
-{{- range .models -}}
+{{- range .fleets -}}
 {{- $engines = append $engines .image -}}
 {{- end -}}
 {{- range $name := uniq $engines | sortAlpha -}}
 {{- include "plane.refuseAbsent" (list (printf "global.images.%s" $name) (get $global.images $name) "version") -}}
 {{- end -}}
-{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .models | fromJsonArray)) -}}
+{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .fleets | fromJsonArray)) -}}
 {{- end -}}
 
 {{/* Images without a digest where one is required: (dict "global" $global "images" (list ...)). */}}
@@ -275,6 +283,81 @@ those of plane.refusal.
       "A request names exactly one model"
       "a name that no other entry has") -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What only one of the engines takes, and names that KServe gives. */}}
+{{- define "plane.refuseEngine" -}}
+{{- $context := . -}}
+{{- $mode := .entry.deploymentMode -}}
+{{- if and $mode (ne .model.engine "kserve") -}}
+{{- include "plane.refusal" (list (printf "%s.deploymentMode" .path)
+      (printf "%s, while engine is %s" $mode .model.engine)
+      "It is a mode of KServe, and no InferenceService is rendered"
+      "engine: kserve, or take deploymentMode out") -}}
+{{- else if eq ($mode | default "Standard") "Knative" -}}
+{{- include "plane.refusal" (list (printf "%s.deploymentMode" .path)
+      "Knative, which this release does not run"
+      (print "Knative keeps an old revision's pods as long as requests reach them, and the router sends to every ready "
+             "pod, so that no rollout would end; it takes no preStop hook and no grace period either")
+      "deploymentMode: Standard") -}}
+{{- end -}}
+{{- if eq .model.engine "kserve" -}}
+{{- range $fleet, $model := include "plane.fleets" (dict .model.name .model) | fromJson -}}
+{{- $taken := printf "%s-predictor" $fleet -}}
+{{- with get (include "plane.fleets" $context.models | fromJson) $taken -}}
+{{- if eq .namespace $model.namespace -}}
+{{- include "plane.refusal" (list $context.path
+      (printf "%s is what KServe calls the Deployment and the Service of %s" $taken $fleet)
+      "Two objects of one name would overwrite each other"
+      "another name, or another namespace") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A replica is one pod, and a pod is on one node. */}}
+{{- define "plane.refuseNodes" -}}
+{{- if not (include "plane.fitsOneNode" .model) -}}
+{{- $largest := get (include "plane.largestNode" . | fromJson) .model.hardware.resource | int -}}
+{{- $perDevice := .model.hardware.coresPerDevice | default 1 -}}
+{{- $cores := mul $largest (eq .model.hardware.resource "aws.amazon.com/neuron" | ternary $perDevice 1) -}}
+{{- include "plane.refusal" (list (printf "%s.tensorParallelSize" .path)
+      (printf "%d needs %d of %s, and the largest node has %d"
+        (int .model.tensorParallelSize) (int .model.devices) .model.hardware.resource $largest)
+      (eq .model.engine "kserve" | ternary
+        "KServe's multi-node takes weights from pvc:// or oci://, never from s3://"
+        "A replica is one pod, and a pod is on one node")
+      (printf "tensorParallelSize: %d or less, or an accelerator with more memory" $cores)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A canary beside its model: (dict "global" $global "models" $models "stable" $model "model" $fleet "path" $path). */}}
+{{- define "plane.refuseCanary" -}}
+{{- $fleet := .model.fleet -}}
+{{- if eq .model.source .stable.source -}}
+{{- include "plane.refusal" (list (printf "%s.source" .path)
+      (printf "%s is the entry's own" .model.source)
+      "Both fleets would serve the same weights under one version, and nothing would be tried"
+      "the prefix of another version, or canary: null") -}}
+{{- end -}}
+{{- if gt (len $fleet) 40 -}}
+{{- include "plane.refusal" (list .path
+      (printf "the fleet's name %s has %d characters" $fleet (len $fleet))
+      "A fleet's objects take its name, which has at most 40 as a model's has"
+      "the canary for a model whose name has at most 33 characters") -}}
+{{- end -}}
+{{- if hasKey .models $fleet -}}
+{{- include "plane.refusal" (list .path
+      (printf "%s is a model of its own" $fleet)
+      "The canary's Service and that model's would be one object"
+      (printf "another name for global.models.%s" $fleet)) -}}
+{{- end -}}
+{{- with .model.image -}}
+{{- if not (kindIs "map" (get $.global.images .)) -}}
+{{- include "plane.unknown" (list (printf "%s.image" $.path) . "global.images" $.global.images) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

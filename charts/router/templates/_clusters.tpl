@@ -1,13 +1,13 @@
 {{/*
-The clusters: for each model its fleet, and Amazon Bedrock where the model has a fallback.
+The clusters: for each model its fleets, and Amazon Bedrock where the model has a fallback.
 */}}
 
 {{- define "router.clusters" -}}
 version_info: "1"
 resources:
-  {{- range $model := include "plane.models" $ | fromJson }}
+  {{- range $model := include "plane.fleets" (include "plane.models" $ | fromJson) | fromJson }}
   - {{ include "router.fleetCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
-  {{- if $model.fallback }}
+  {{- if and $model.fallback (eq $model.fleet $model.name) }}
   - {{ include "router.bedrockCluster" (dict "root" $ "model" $model) | nindent 4 | trim }}
   {{- end }}
   {{- end }}
@@ -16,8 +16,8 @@ resources:
 {{- define "router.fleetCluster" -}}
 {{- $values := .root.Values -}}
 "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
-name: fleet/{{ .model.name }}
-alt_stat_name: fleet/{{ .model.name }}
+name: fleet/{{ .model.fleet }}
+alt_stat_name: fleet/{{ .model.fleet }}
 metadata:
   filter_metadata:
     inference-plane: {{ include "router.clusterFacts" (dict "model" .model "backend" "fleet" "version" .model.version) }}
@@ -35,7 +35,7 @@ common_lb_config:
   # By default Envoy holds news of health back for up to a second.
   update_merge_window: 0s
 load_assignment:
-  cluster_name: fleet/{{ .model.name }}
+  cluster_name: fleet/{{ .model.fleet }}
   policy:
     # Any one healthy pod takes all requests before one spills over to the second priority.
     overprovisioning_factor: 100000

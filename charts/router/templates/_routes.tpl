@@ -11,22 +11,31 @@ resources:
     max_direct_response_body_size_bytes: 1048576
     {{- $models := include "plane.models" $ | fromJson }}
     {{- $plugins := list }}
-    {{- range $models }}{{ if .fallback }}{{ $plugins = append $plugins . }}{{ end }}{{ end }}
+    {{- range $models }}
+    {{- if .canary }}{{ $plugins = append $plugins (dict "model" . "name" "fleets") }}{{ end }}
+    {{- if .fallback }}{{ $plugins = append $plugins (dict "model" . "name" "fleet-then-bedrock") }}{{ end }}
+    {{- end }}
     {{- with $plugins }}
     # A try in the fleet, one on another pod of it, then Amazon Bedrock. A group that is not here cannot be reached.
     cluster_specifier_plugins:
       {{- range . }}
       - extension:
-          name: fleet-then-bedrock/{{ .name }}
+          name: {{ .name }}/{{ .model.name }}
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier
             priority_groups:
               - name: fleet
-                clusters: [{cluster_name: fleet/{{ .name }}, weight: 1}]
+                clusters:
+                  {{- range include "plane.fleets" (dict .model.name .model) | fromJson }}
+                  - {cluster_name: fleet/{{ .fleet }}, weight: {{ .percent }}}
+                  {{- end }}
+              # Never the canary again, so that a sick or an absent one loses no request.
               - name: fleet-again
-                clusters: [{cluster_name: fleet/{{ .name }}, weight: 1}]
+                clusters: [{cluster_name: fleet/{{ .model.name }}, weight: 100}]
+              {{- if eq .name "fleet-then-bedrock" }}
               - name: bedrock
-                clusters: [{cluster_name: bedrock/{{ .name }}, weight: 1}]
+                clusters: [{cluster_name: bedrock/{{ .model.name }}, weight: 100}]
+              {{- end }}
       {{- end }}
     {{- end }}
     response_headers_to_add:
@@ -121,7 +130,7 @@ one, so that one wide value among them would be enough.
       - {name: ":method", string_match: {exact: POST}}
       - {name: x-residency, present_match: true}
       - {name: x-residency, string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}, invert_match: true}
-  route: {cluster: fleet/{{ .model.name }}, timeout: {{ include "router.seconds" .root.Values.requestTimeout }}}
+  route: {{ include "router.fleetAction" . | nindent 4 }}
 - name: {{ .model.name }}/chat/stream
   match:
     path: /v1/chat/completions
@@ -154,12 +163,23 @@ one, so that one wide value among them would be enough.
   match:
     path: {{ get $paths $api }}
     headers: [{name: ":method", string_match: {exact: POST}}]
-  route: {cluster: fleet/{{ $.model.name }}, timeout: {{ include "router.seconds" $.root.Values.requestTimeout }}}
+  route: {{ include "router.fleetAction" $ | nindent 4 }}
 {{- end }}
 {{- end }}
 - name: {{ .model.name }}/not-served
   match: {prefix: /}
   direct_response: {status: 404}
+{{- end -}}
+
+{{/* Where a request goes that knows the model's fleets alone, which it may not leave. */}}
+{{- define "router.fleetAction" -}}
+{{- if .model.canary -}}
+cluster_specifier_plugin: fleets/{{ .model.name }}
+retry_policy: {{ include "router.retryPolicy" (dict "retries" 1 "refresh" true) | nindent 2 }}
+{{- else -}}
+cluster: fleet/{{ .model.name }}
+{{- end }}
+timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
 {{- end -}}
 
 {{/*

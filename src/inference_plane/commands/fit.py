@@ -77,9 +77,9 @@ def _catalogue(environment: str, only: str | None, as_json: bool) -> int:
         _console().print(_table(models, found))
     else:
         print(f"{environment} has no models.", file=sys.stderr)
-    for name, model in models.items():
+    for model in models.values():
         if text := fit.refusal(model):
-            print(f"global.models.{name}: {text}", file=sys.stderr)
+            print(f"{model['path']}: {text}", file=sys.stderr)
     return 0 if all(f.fits for f in found.values()) else 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from .crds import Catalogue, CRDError
 from .findings import Finding
+from .kserve import deployments
 from .objects import KUBERNETES_VERSION, check_objects
 from .relations import check_relations
 
@@ -21,8 +22,9 @@ def check(
     """All findings about one render, hooks included; none means that an API server of that version takes it.
 
     Relations are judged only once every object has the shape of its schema. Arguments and errors are those of
-    `check_objects` and `check_relations`.
+    `check_objects` and `check_relations`. What KServe makes of an InferenceService is checked with it.
     """
+    objects = [*objects, *deployments(objects)]
     found = check_objects(objects, kubernetes_version, namespace=namespace, crds=crds)
     if any(f.rule == "schema" for f in found):
         return found

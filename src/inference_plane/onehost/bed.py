@@ -1,13 +1,14 @@
 """A test bed: the rendered router between replayed engines and the Bedrock stand-in, all on loopback.
 
-The catalogue is an ordinary values file. Every model gets as many engines as its `replicas.min`; an engine is a pod of
-the model's headless Service, at an address of its own and on the port that the chart says.
+The catalogue is an ordinary values file. Every fleet, a model's own and its canary's, gets as many engines as its
+`replicas.min`; an engine is a pod of the fleet's headless Service, at an address of its own and on the port that the
+chart says.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Bed(contextlib.ExitStack):
     """A context manager that starts everything and ends everything.
 
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
-    is an ASGI application that serves a model in place of a replayed engine. While it runs, `engines[model]` are the
+    is an ASGI application that serves a model in place of a replayed engine. While it runs, `engines[fleet]` are the
     pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
@@ -65,12 +66,11 @@ class Bed(contextlib.ExitStack):
         bedrock = stack.enter_context(ServerThread(self.bedrock))
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
-        for name, entry in self.values["global"]["models"].items():
-            count = (entry.get("replicas") or {}).get("min", 1)
-            self.engines[name] = [
-                stack.enter_context(self._engine(name, address)) for address in free_addresses(count, ENGINE_PORT)
+        for fleet, model, count in _fleets(self.values["global"]["models"]):
+            self.engines[fleet] = [
+                stack.enter_context(self._engine(model, address)) for address in free_addresses(count, ENGINE_PORT)
             ]
-            self.scale(name, count)
+            self.scale(fleet, count)
         self.render = self.rendered(self.values)
         self.router = Router(self.processes, self.render, self.folder, credentials.env)
         self.url = self.router.url
@@ -91,7 +91,7 @@ class Bed(contextlib.ExitStack):
         self.wait_for_engines()
 
     def wait_for_engines(self, wanted: Mapping[str, int] | None = None, timeout: float = 20.0) -> None:
-        """`Router.wait_for_engines`; None is every engine of every model."""
+        """`Router.wait_for_engines`; None is every engine of every fleet."""
         if wanted is None:
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
@@ -104,10 +104,10 @@ class Bed(contextlib.ExitStack):
         }
         return helm.template("router", files=self.files, values={**values, **own}, namespace=self.namespace)
 
-    def scale(self, model: str, replicas: int) -> None:
-        """DNS lists the first so many of a model's engines as ready."""
-        addresses = [engine.host for engine in self.engines[model][:replicas]]
-        self.dns.set(f"{model}.{self.namespace}.svc.cluster.local", addresses)
+    def scale(self, fleet: str, replicas: int) -> None:
+        """DNS lists the first so many of a fleet's engines as ready."""
+        addresses = [engine.host for engine in self.engines[fleet][:replicas]]
+        self.dns.set(f"{fleet}.{self.namespace}.svc.cluster.local", addresses)
 
     def _engine(self, model: str, address: str) -> ReplayEngine | ServerThread:
         if model in self.apps:
@@ -115,3 +115,11 @@ class Bed(contextlib.ExitStack):
         return ReplayEngine(
             CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
         )
+
+
+def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """Name, model and engines of each fleet of a catalogue."""
+    for model, entry in models.items():
+        yield model, model, (entry.get("replicas") or {}).get("min", 1)
+        if canary := entry.get("canary"):
+            yield f"{model}-canary", model, (canary.get("replicas") or {}).get("min", 1)

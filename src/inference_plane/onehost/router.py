@@ -114,7 +114,7 @@ class Router:
         return {name: int(found.get(name, "0")) for name in wanted}
 
     def wait_for_engines(self, wanted: Mapping[str, int], timeout: float = 20.0) -> None:
-        """Returns once Envoy finds so many engines of each model healthy, beside its own no-capacity endpoint.
+        """Returns once Envoy finds so many engines of each fleet healthy, beside its own no-capacity endpoint.
 
         Raises TimeoutError after `timeout` seconds, the message having what Envoy sees, and NotReady where a process
         ended meanwhile.

@@ -1,21 +1,26 @@
 {{/*
-What a schema cannot say of this chart's values: rules between fields. plane.validateCatalogue has those of the
+What a schema cannot say of an engine chart's values: rules between fields. plane.validateCatalogue has those of the
 catalogue that concern every chart.
 */}}
 
 {{/* Fails once with every refusal; renders nothing otherwise. */}}
-{{- define "vllm.validate" -}}
-{{- $refusals := list (include "vllm.refuseSelect" .) (include "vllm.refuseDrain" .) (include "vllm.refuseNobody" .) -}}
-{{- range $name, $model := include "vllm.models" . | fromJson -}}
-{{- $context := dict "root" $ "model" $model "path" (printf "global.models.%s" $name) -}}
-{{- range $rule := list "vllm.refuseZero" "vllm.refuseEngine" "vllm.refuseArgs" "vllm.refuseEnv" "vllm.refuseNeuron" -}}
-{{- $refusals = append $refusals (include $rule $context) -}}
+{{- define "plane.validateEngines" -}}
+{{- $refusals := list -}}
+{{- range $rule := list "Select" "Drain" "Nobody" -}}
+{{- $refusals = append $refusals (include (printf "plane.refuseEngine%s" $rule) $) -}}
+{{- end -}}
+{{- range $name, $model := include "plane.engineFleets" . | fromJson -}}
+{{- $context := dict "root" $ "model" $model "path" $model.path -}}
+{{- /* A canary has its entry's `args` and `env`, which are refused there. */ -}}
+{{- $rules := list "Zero" "Version" "Neuron" -}}
+{{- range $rule := eq $name $model.name | ternary (concat $rules (list "Args" "Env")) $rules -}}
+{{- $refusals = append $refusals (include (printf "plane.refuseEngine%s" $rule) $context) -}}
 {{- end -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the catalogue" "refusals" $refusals) -}}
 {{- end -}}
 
-{{- define "vllm.refuseSelect" -}}
+{{- define "plane.refuseEngineSelect" -}}
 {{- range $name := .Values.select.models -}}
 {{- if not (hasKey $.Values.global.models $name) -}}
 {{- include "plane.unknown" (list "select.models" $name "global.models" $.Values.global.models) -}}
@@ -28,10 +33,10 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
-{{- define "vllm.refuseDrain" -}}
+{{- define "plane.refuseEngineDrain" -}}
 {{- $drain := .Values.drain -}}
-{{- $need := include "vllm.drainSeconds" . | int -}}
-{{- $grace := include "vllm.graceSeconds" . | int -}}
+{{- $need := include "plane.engineDrainSeconds" . | int -}}
+{{- $grace := include "plane.engineGraceSeconds" . | int -}}
 {{- if lt $grace $need -}}
 {{- $sum := list -}}
 {{- range list "endpointStalenessSeconds" "shutdownTimeoutSeconds" "bufferSeconds" -}}
@@ -59,12 +64,12 @@ catalogue that concern every chart.
 {{- end -}}
 
 {{/* Readers that the policies would keep out. */}}
-{{- define "vllm.refuseNobody" -}}
+{{- define "plane.refuseEngineNobody" -}}
 {{- $network := .Values.global.network -}}
 {{- if $network.policies -}}
 {{- $scaled := list -}}
-{{- range $name, $model := include "vllm.models" . | fromJson -}}
-{{- if include "vllm.scales" $model -}}
+{{- range $name, $model := include "plane.engineFleets" . | fromJson -}}
+{{- if include "plane.engineScales" $model -}}
 {{- $scaled = append $scaled $name -}}
 {{- end -}}
 {{- end -}}
@@ -83,7 +88,7 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
-{{- define "vllm.refuseZero" -}}
+{{- define "plane.refuseEngineZero" -}}
 {{- if eq (int .model.replicas.min) 0 -}}
 {{- include "plane.refusal" (list (printf "%s.replicas.min" .path)
       "0 scales to zero"
@@ -92,7 +97,7 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
-{{- define "vllm.refuseEngine" -}}
+{{- define "plane.refuseEngineVersion" -}}
 {{- $oldest := include "plane.oldestEngine" . -}}
 {{- if semverCompare (printf "<%s" $oldest) (include "plane.engineVersion" .) -}}
 {{- include "plane.refusal" (list (printf "global.images.%s.version" .model.image)
@@ -102,7 +107,7 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
-{{- define "vllm.refuseArgs" -}}
+{{- define "plane.refuseEngineArgs" -}}
 {{- $context := . -}}
 {{- range $flag, $value := .model.args -}}
 {{- with include "plane.ownedFlag" $flag -}}
@@ -114,7 +119,7 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
-{{- define "vllm.refuseEnv" -}}
+{{- define "plane.refuseEngineEnv" -}}
 {{- $context := . -}}
 {{- range $variable, $value := .model.env -}}
 {{- with include "plane.ownedVariable" (dict "root" $context.root "model" $context.model "variable" $variable) -}}
@@ -127,7 +132,7 @@ catalogue that concern every chart.
 {{- end -}}
 
 {{/* Neuron runs what was compiled, for exactly the lengths and cores it was compiled for. */}}
-{{- define "vllm.refuseNeuron" -}}
+{{- define "plane.refuseEngineNeuron" -}}
 {{- $context := . -}}
 {{- $model := .model -}}
 {{- if include "plane.onNeuron" $model -}}
@@ -137,7 +142,7 @@ catalogue that concern every chart.
       "Without a compiled artifact each replica compiles for minutes to hours at its start"
       "compiled.source and the tensorParallelSize, maxModelLen and maxNumSeqs it was compiled for") -}}
 {{- end -}}
-{{- if not (include "vllm.fromS3" $model) -}}
+{{- if not (include "plane.engineFromS3" $model) -}}
 {{- include "plane.refusal" (list (printf "%s.source" .path)
       (printf "%s is not in S3" $model.source)
       "On Neuron an init container copies the weights from S3"
@@ -147,7 +152,9 @@ catalogue that concern every chart.
 {{- $is := get $model $field | int -}}
 {{- $was := dig $field $is ($model.compiled | default dict) | int -}}
 {{- if ne $is $was -}}
-{{- include "plane.refusal" (list (printf "%s.%s" $context.path $field)
+{{- /* A canary has the entry's shape, so what can differ is its artifact. */ -}}
+{{- $at := eq $model.fleet $model.name | ternary $field (printf "compiled.%s" $field) -}}
+{{- include "plane.refusal" (list (printf "%s.%s" $context.path $at)
       (printf "%d, but the artifact was compiled for %d" $is $was)
       "Neuron runs only the shapes that were compiled, and would compile again at each start"
       (printf "%s: %d, or an artifact compiled for %d" $field $was $is)) -}}

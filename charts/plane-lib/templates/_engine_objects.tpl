@@ -1,0 +1,313 @@
+{{/*
+What belongs to a fleet beside the object that makes its pods: one helper an object, each taking
+(dict "root" $ "model" $fleet). An engine chart is named after its engine and gives its own root.
+*/}}
+
+{{/* The models that this release runs, as plane.models gives them: those of its engine that match select. */}}
+{{- define "plane.engineModels" -}}
+{{- $models := dict -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- $byTeam := or (not $.Values.select.team) (eq ($model.team | default "") ($.Values.select.team | default "")) -}}
+{{- $byName := or (not $.Values.select.models) (has $name ($.Values.select.models | default list)) -}}
+{{- if and (eq $model.engine $.Chart.Name) $byTeam $byName -}}
+{{- $_ := set $models $name $model -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $models -}}
+{{- end -}}
+
+{{/* Their fleets, as plane.fleets gives them. */}}
+{{- define "plane.engineFleets" -}}
+{{ include "plane.fleets" (include "plane.engineModels" . | fromJson) }}
+{{- end -}}
+
+{{/* The namespaces in which this release runs models, as a JSON list. */}}
+{{- define "plane.engineNamespaces" -}}
+{{- $namespaces := list -}}
+{{- range include "plane.engineModels" . | fromJson -}}
+{{- $namespaces = append $namespaces .namespace -}}
+{{- end -}}
+{{- $namespaces | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* The images that an engine chart names itself beside the models' own, as a JSON list: the helm test's. */}}
+{{- define "plane.engineImages" -}}
+{{- $tests := and .Values.global.network.policies (include "plane.engineModels" . | fromJson) -}}
+{{ $tests | empty | ternary list (list "curl") | toJson }}
+{{- end -}}
+
+{{/* The metadata of a fleet's object. */}}
+{{- define "plane.engineMetadata" -}}
+name: {{ .model.fleet }}
+namespace: {{ .model.namespace }}
+labels:
+  {{- include "plane.labels" (dict "root" .root "component" "engine" "name" .model.fleet) | nindent 2 }}
+  {{- include "plane.modelLabels" .model | nindent 2 }}
+{{- end -}}
+
+{{/* The selector of a fleet's pods. */}}
+{{- define "plane.engineSelector" -}}
+matchLabels:
+  {{- include "plane.selectorLabels" (dict "component" "engine" "name" .model.fleet) | nindent 2 }}
+{{- end -}}
+
+{{- define "plane.engineServiceAccount" -}}
+# EKS Pod Identity binds a role to it that reads this fleet's prefix and nothing else.
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+automountServiceAccountToken: false
+{{- end -}}
+
+{{- define "plane.engineService" -}}
+# Headless: its name lists the ready pods, among which the router chooses.
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: false
+  selector:
+    {{- include "plane.selectorLabels" (dict "component" "engine" "name" .model.fleet) | nindent 4 }}
+  ports:
+    - name: http
+      port: {{ include "plane.enginePort" . }}
+      targetPort: http
+    # KEDA takes only ports that the Service's EndpointSlices list.
+    - name: metrics
+      port: {{ include "plane.engineMetricsPort" . }}
+      targetPort: metrics
+{{- end -}}
+
+{{- define "plane.enginePolicy" -}}
+{{- $network := .root.Values.global.network -}}
+{{- $readers := $network.scraperNamespaces -}}
+{{- if include "plane.engineScales" .model -}}
+{{- $readers = concat $readers $network.autoscalerNamespaces | uniq -}}
+{{- end -}}
+# Only the router reaches the engine, and the engine reaches nothing but its weights.
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+spec:
+  podSelector:
+    {{- include "plane.engineSelector" . | nindent 4 }}
+  policyTypes: [Ingress, Egress]
+  ingress:
+    - from:
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: {{ include "plane.routerNamespace" .root }}
+          podSelector:
+            matchLabels:
+              {{- include "plane.selectorLabels" (dict "component" "router" "name" "router") | nindent 14 }}
+      ports:
+        - {protocol: TCP, port: {{ include "plane.enginePort" . }}}
+    {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
+    {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
+  {{- if include "plane.engineFromS3" .model }}
+  egress:
+    {{- include "plane.egressDns" .root | nindent 4 }}
+    {{- include "plane.egressPodIdentity" .root | nindent 4 }}
+    {{- include "plane.egressHttps" $network.s3Cidrs | nindent 4 }}
+  {{- else }}
+  egress: []
+  {{- end }}
+{{- end -}}
+
+{{/* Of fleets that have two replicas at least; the pod of a smaller one asks not to be disrupted. */}}
+{{- define "plane.engineBudget" -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+spec:
+  maxUnavailable: 1
+  # A replica that never became ready must not hold a node for ever.
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    {{- include "plane.engineSelector" . | nindent 4 }}
+{{- end -}}
+
+{{- define "plane.enginePodMonitor" -}}
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+spec:
+  selector:
+    {{- include "plane.engineSelector" . | nindent 4 }}
+  podTargetLabels: [inference-plane/team, inference-plane/cost-center, inference-plane/version]
+  podMetricsEndpoints:
+    - port: metrics
+      path: /metrics
+      interval: {{ .root.Values.podMonitor.interval }}
+{{- end -}}
+
+{{/* KEDA's part of a fleet: (dict "root" $ "model" $fleet "deployment" $name). */}}
+{{- define "plane.engineScaledObject" -}}
+{{- $root := .root -}}
+{{- $model := .model -}}
+{{- $metrics := dict "running" "vllm:num_requests_running" "waiting" "vllm:num_requests_waiting" -}}
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata:
+  {{- include "plane.engineMetadata" . | nindent 2 }}
+spec:
+  scaleTargetRef:
+    apiVersion: apps/v1
+    kind: Deployment
+    name: {{ .deployment }}
+  minReplicaCount: {{ int $model.replicas.min }}
+  maxReplicaCount: {{ int $model.replicas.max }}
+  pollingInterval: {{ int $root.Values.autoscaling.pollingSeconds }}
+  advanced:
+    restoreToOriginalReplicaCount: false
+    scalingModifiers:
+      # Requests in the engines over what one replica is meant to have. The queue alone would take replicas away as soon
+      # as it is empty, however busy they are. No `??`: while no engine can be read the number of replicas stays.
+      formula: {{ keys $metrics | sortAlpha | join " + " }}
+      target: {{ include "plane.engineRequestsPerReplica" . | quote }}
+      metricType: AverageValue
+    horizontalPodAutoscalerConfig:
+      behavior:
+        {{- range $direction := list "scaleUp" "scaleDown" }}
+        {{- $pace := get $root.Values.autoscaling $direction }}
+        {{ $direction }}:
+          stabilizationWindowSeconds: {{ int $pace.stabilizationSeconds }}
+          policies:
+            - {type: Pods, value: {{ int $pace.pods }}, periodSeconds: {{ int $pace.periodSeconds }}}
+        {{- end }}
+  triggers:
+    {{- range $trigger, $metric := $metrics }}
+    - type: metrics-api
+      name: {{ $trigger }}
+      metadata:
+        # Of every ready pod behind the Service, on the pods' port.
+        url: http://{{ $model.fleet }}.{{ $model.namespace }}.svc:{{ include "plane.engineMetricsPort" $ }}/metrics
+        format: prometheus
+        valueLocation: {{ printf "%s{model_name=%q}" $metric $model.name | squote }}
+        aggregateFromKubeServiceEndpoints: "true"
+        aggregationType: sum
+        targetValue: "1"
+        timeout: 3s
+    {{- end }}
+{{- end -}}
+
+{{/* The ConfigMap with what runs inside engine pods. Releases and engines may share a namespace, so it names both. */}}
+{{- define "plane.engineFilesName" -}}
+{{ .Release.Name }}-{{ .Chart.Name }}-files
+{{- end -}}
+
+{{- define "plane.engineFilesData" -}}
+plane_middleware.py: |
+  {{- .Files.Get "files/plane_middleware.py" | nindent 2 }}
+metrics_port.py: |
+  {{- .Files.Get "files/metrics_port.py" | nindent 2 }}
+{{- end -}}
+
+{{/* (dict "root" $ "namespace" $namespace) */}}
+{{- define "plane.engineFiles" -}}
+{{- $name := include "plane.engineFilesName" .root -}}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ $name }}
+  namespace: {{ .namespace }}
+  labels:
+    {{- include "plane.labels" (dict "root" .root "component" "engine" "name" "engine-files") | nindent 4 }}
+data:
+  {{- include "plane.engineFilesData" .root | nindent 2 }}
+{{- end -}}
+
+{{/* The pod of `helm test`, and its way out: takes the root. */}}
+{{- define "plane.engineStranger" -}}
+{{- $name := printf "%s-%s-stranger" .Release.Name .Chart.Name -}}
+# The stranger may send to every engine, so that it is the engines' own policies that refuse it.
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ $name }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "plane.labels" (dict "root" $ "component" "test" "name" "stranger") | nindent 4 }}
+  annotations:
+    helm.sh/hook: test
+    helm.sh/hook-weight: "-1"
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "plane.selectorLabels" (dict "component" "test" "name" "stranger") | nindent 6 }}
+  policyTypes: [Ingress, Egress]
+  ingress: []
+  egress:
+    {{- include "plane.egressDns" $ | nindent 4 }}
+    - to:
+        - namespaceSelector: {}
+          podSelector:
+            matchLabels:
+              app.kubernetes.io/component: engine
+---
+# A pod that is not the router: every port of every engine must refuse it.
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ $name }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "plane.labels" (dict "root" $ "component" "test" "name" "stranger") | nindent 4 }}
+  annotations:
+    helm.sh/hook: test
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  securityContext:
+    {{- include "plane.podSecurityContext" 65532 | nindent 4 }}
+  containers:
+    - name: stranger
+      image: {{ include "plane.image" (dict "root" $ "image" "curl") }}
+      command: [sh, -c]
+      args:
+        - |
+          {{- .Files.Get "files/stranger.sh" | nindent 10 }}
+        - stranger
+        {{- range include "plane.engineFleets" $ | fromJson }}
+        {{- $context := dict "root" $ "model" . }}
+        - {{ include "plane.engineHost" $context }}:{{ include "plane.enginePort" $context }}
+        - {{ include "plane.engineHost" $context }}:{{ include "plane.engineMetricsPort" $context }}
+        {{- end }}
+      resources:
+        requests: {cpu: 10m, memory: 32Mi}
+        limits: {memory: 32Mi}
+      securityContext:
+        {{- include "plane.containerSecurityContext" true | nindent 8 }}
+{{- end -}}
+
+{{/* NOTES of an engine chart: takes the root. */}}
+{{- define "plane.engineNotes" -}}
+{{- $models := include "plane.engineModels" . | fromJson -}}
+{{- if and .Values.global.models (not $models) }}
+This release runs no model: none of global.models is enabled, has engine {{ .Chart.Name }} and matches select.
+{{- else }}
+{{- include "plane.notes" (dict "root" $ "models" $models "images" (include "plane.engineImages" $ | fromJsonArray)) }}
+{{- range $name, $model := include "plane.fleets" $models | fromJson }}
+{{- $version := include "plane.engineVersion" (dict "root" $ "model" $model) }}
+{{- range $flag, $loss := include "plane.flagsLost" $ | fromYaml }}
+{{- $since := get (include "plane.flagsSince" $ | fromYaml) $flag }}
+{{- if not (include "plane.hasFlag" (dict "root" $ "model" $model "flag" $flag)) }}
+- vLLM {{ $version }} of {{ $name }} has no --{{ $flag }}: {{ $loss }}. Set an image of {{ $since }} or newer.
+{{- end }}
+{{- end }}
+{{- end }}
+{{ range $namespace := include "plane.engineNamespaces" $ | fromJsonArray }}
+Pods in {{ $namespace }} meet the restricted Pod Security Standard. Have the namespace demand it:
+  kubectl label namespace {{ $namespace }} pod-security.kubernetes.io/enforce=restricted
+{{- end }}
+{{- end }}
+{{- end -}}

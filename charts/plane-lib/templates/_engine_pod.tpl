@@ -1,0 +1,318 @@
+{{/*
+The pod of an engine, and how long it takes to come and to go. Every engine chart runs this one pod; charts differ in
+the object that makes pods of it. A fleet is an entry of plane.fleets.
+*/}}
+
+{{/* "true" where KEDA owns the replicas of a fleet. */}}
+{{- define "plane.engineScales" -}}
+{{- if gt (int .replicas.max) (int .replicas.min) -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where weights come from S3. */}}
+{{- define "plane.engineFromS3" -}}
+{{- if hasPrefix "s3://" .source -}}true{{- end -}}
+{{- end -}}
+
+{{/*
+Seconds that the preStop hook sleeps: (dict "root" $ "model" $fleet). An engine that knows no --shutdown-timeout aborts
+what runs on SIGTERM, so that signal waits until the whole drain is over.
+*/}}
+{{- define "plane.enginePreStopSeconds" -}}
+{{- $drain := .root.Values.drain -}}
+{{- if include "plane.hasFlag" (dict "root" .root "model" .model "flag" "shutdown-timeout") -}}
+{{ $drain.endpointStalenessSeconds | int }}
+{{- else -}}
+{{ add $drain.endpointStalenessSeconds $drain.shutdownTimeoutSeconds }}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds that a drain needs: takes the root. */}}
+{{- define "plane.engineDrainSeconds" -}}
+{{ add .Values.drain.endpointStalenessSeconds .Values.drain.shutdownTimeoutSeconds .Values.drain.bufferSeconds }}
+{{- end -}}
+
+{{/* Seconds that Kubernetes gives a pod to leave: takes the root. */}}
+{{- define "plane.engineGraceSeconds" -}}
+{{ .Values.drain.terminationGracePeriodSeconds | default (include "plane.engineDrainSeconds" .) | int }}
+{{- end -}}
+
+{{/* Seconds that the weights of a fleet take to arrive: (dict "root" $ "model" $fleet). */}}
+{{- define "plane.engineLoadSeconds" -}}
+{{ divf .model.weightsGiB .root.Values.startup.loadGiBPerSecond | ceil | int }}
+{{- end -}}
+
+{{/* Seconds from a started container to a healthy engine. */}}
+{{- define "plane.engineStartSeconds" -}}
+{{ add (include "plane.engineLoadSeconds" .) .root.Values.startup.engineSeconds }}
+{{- end -}}
+
+{{/* Requests, running and waiting, that one replica of a fleet is meant to have. */}}
+{{- define "plane.engineRequestsPerReplica" -}}
+{{- $holds := (include "plane.fit" .model | fromJson).typicalConcurrency -}}
+{{ mulf $holds .root.Values.autoscaling.utilization | floor | int | max 1 }}
+{{- end -}}
+
+{{/* Size of the Neuron volume: the weights, and an artifact that may hold them once more, already sharded. */}}
+{{- define "plane.engineArtifactsSize" -}}
+{{ mulf .weightsGiB 2 | ceil | int | add 20 }}Gi
+{{- end -}}
+
+{{/* How pods are replaced. */}}
+{{- define "plane.engineStrategy" -}}
+type: RollingUpdate
+rollingUpdate:
+  {{- if eq .rollout "surge" }}
+  maxSurge: 1
+  maxUnavailable: 0
+  {{- else }}
+  maxSurge: 0
+  maxUnavailable: 1
+  {{- end }}
+{{- end -}}
+
+{{/* The labels of a fleet's pods. None has a version of the chart: its upgrade would replace every engine. */}}
+{{- define "plane.enginePodLabels" -}}
+{{ include "plane.selectorLabels" (dict "component" "engine" "name" .fleet) }}
+app.kubernetes.io/part-of: inference-plane
+{{ include "plane.modelLabels" . }}
+{{- end -}}
+
+{{/* The container of the engine: KServe takes it by this name. */}}
+{{- define "plane.engineContainer" -}}
+{{ eq .engine "kserve" | ternary "kserve-container" "vllm" }}
+{{- end -}}
+
+{{/*
+What runs in it. KServe refuses PYTHONPATH in a container's environment, so that the command brings it. `vllm` is given,
+because the images' entrypoints differ: `vllm serve`, the API server's module, or a shell script.
+*/}}
+{{- define "plane.engineCommand" -}}
+{{ eq .engine "kserve" | ternary "[env, PYTHONPATH=/opt/plane, vllm]" "[vllm]" }}
+{{- end -}}
+
+{{/* The annotations of a fleet's pods: (dict "root" $ "model" $fleet). */}}
+{{- define "plane.enginePodAnnotations" -}}
+checksum/files: {{ include "plane.engineFilesData" .root | sha256sum }}
+kubectl.kubernetes.io/default-container: {{ include "plane.engineContainer" .model }}
+{{- if and (lt (int .model.replicas.min) 2) (eq .model.fleet .model.name) }}
+# There may be one replica only, so whoever moves it interrupts the model. A canary's requests have the other fleet.
+karpenter.sh/do-not-disrupt: "true"
+{{- end }}
+{{- end -}}
+
+{{/* The spec of a fleet's pods: (dict "root" $ "model" $fleet). */}}
+{{- define "plane.enginePodSpec" -}}
+{{- $root := .root -}}
+{{- $model := .model -}}
+{{- $context := dict "root" $root "model" $model "shutdownTimeoutSeconds" $root.Values.drain.shutdownTimeoutSeconds -}}
+{{- $size := int $model.tensorParallelSize -}}
+{{- $gpu := eq $model.hardware.resource "nvidia.com/gpu" -}}
+serviceAccountName: {{ $model.fleet }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ include "plane.engineGraceSeconds" $root }}
+securityContext:
+  {{- include "plane.engineSecurityContext" $root | nindent 2 }}
+{{- if $model.hardware.resource }}
+tolerations:
+  - key: {{ $gpu | ternary "nvidia.com/gpu" "aws.amazon.com/neuron" }}
+    operator: Exists
+    effect: NoSchedule
+affinity:
+  {{- include "plane.engineAffinity" $context | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+  # Not DoNotSchedule: accelerators are often to be had in one zone only.
+  - topologyKey: topology.kubernetes.io/zone
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash]
+    labelSelector:
+      matchLabels:
+        {{- include "plane.selectorLabels" (dict "component" "engine" "name" $model.fleet) | nindent 8 }}
+initContainers:
+  {{- if include "plane.onNeuron" $model }}
+  - {{ include "plane.engineInitializer" $context | nindent 4 | trim }}
+  {{- end }}
+  - {{ include "plane.engineMetrics" $context | nindent 4 | trim }}
+containers:
+  - name: {{ include "plane.engineContainer" $model }}
+    image: {{ include "plane.image" (dict "root" $root "image" $model.image) }}
+    command: {{ include "plane.engineCommand" $model }}
+    args:
+      {{- include "plane.engineArgs" $context | nindent 6 }}
+    env:
+      {{- $owned := include "plane.engineEnv" $context | fromJson }}
+      {{- range $variable, $value := merge $owned ($model.env | default dict) }}
+      - name: {{ $variable }}
+        value: {{ $value | quote }}
+      {{- end }}
+    ports:
+      - name: http
+        containerPort: {{ include "plane.enginePort" $context }}
+    lifecycle:
+      preStop:
+        sleep:
+          seconds: {{ include "plane.enginePreStopSeconds" $context }}
+    startupProbe:
+      httpGet: {path: /health, port: http}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      failureThreshold: {{ divf (include "plane.engineStartSeconds" $context) 10 | ceil | int }}
+    readinessProbe:
+      httpGet: {path: /health, port: http}
+      periodSeconds: 5
+      timeoutSeconds: 5
+      failureThreshold: 3
+    # Patient: a long prefill may keep the event loop from answering, and a restart loses every running request.
+    livenessProbe:
+      httpGet: {path: /health, port: http}
+      periodSeconds: 15
+      timeoutSeconds: 15
+      failureThreshold: 8
+    resources:
+      requests:
+        cpu: {{ include "plane.times" (list $model.hardware.cpu $size) | quote }}
+        memory: {{ include "plane.times" (list $model.hardware.memory $size) }}
+        {{- with $model.hardware.resource }}
+        {{ . }}: {{ int $model.devices }}
+        {{- end }}
+      limits:
+        {{- if eq $model.engine "kserve" }}
+        # KServe would set its own default, one CPU, where there is no limit. No node has a thousand.
+        cpu: 1k
+        {{- end }}
+        memory: {{ include "plane.times" (list $model.hardware.memory $size) }}
+        {{- with $model.hardware.resource }}
+        {{ . }}: {{ int $model.devices }}
+        {{- end }}
+    securityContext:
+      # The NVIDIA container runtime writes links to its libraries into the root file system; no other needs that.
+      {{- include "plane.containerSecurityContext" (not $gpu) | nindent 6 }}
+    volumeMounts:
+      - name: files
+        mountPath: /opt/plane
+        readOnly: true
+      - name: shm
+        mountPath: /dev/shm
+      - name: cache
+        mountPath: /cache
+      - name: tmp
+        mountPath: /tmp
+      {{- if include "plane.onNeuron" $model }}
+      - name: artifacts
+        mountPath: /mnt/models
+      {{- end }}
+volumes:
+  - name: files
+    configMap:
+      name: {{ include "plane.engineFilesName" $root }}
+  - name: shm
+    emptyDir:
+      medium: Memory
+      sizeLimit: {{ $root.Values.volumes.sharedMemory }}
+  - name: cache
+    emptyDir:
+      sizeLimit: {{ $root.Values.volumes.cache }}
+  - name: tmp
+    emptyDir:
+      sizeLimit: {{ $root.Values.volumes.tmp }}
+  {{- if include "plane.onNeuron" $model }}
+  - name: artifacts
+    emptyDir:
+      sizeLimit: {{ include "plane.engineArtifactsSize" $model }}
+  {{- end }}
+{{- end -}}
+
+{{/*
+The nodes of an engine: those with its accelerator, never Spot for interactive traffic. The weight of a pool says only
+which nodes Karpenter brings; that a batch replica leaves free On-Demand accelerators to others is said here.
+*/}}
+{{- define "plane.engineAffinity" -}}
+{{- $model := .model -}}
+nodeAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    nodeSelectorTerms:
+      - matchExpressions:
+          - key: {{ .root.Values.instanceFamilyLabel }}
+            operator: In
+            values: {{ toJson $model.hardware.instanceFamilies }}
+          {{- if eq $model.traffic "interactive" }}
+          - key: karpenter.sh/capacity-type
+            operator: In
+            values: [on-demand, reserved]
+          {{- end }}
+  preferredDuringSchedulingIgnoredDuringExecution:
+    {{- if eq $model.traffic "batch" }}
+    - weight: 100
+      preference:
+        matchExpressions:
+          - key: karpenter.sh/capacity-type
+            operator: In
+            values: [spot]
+    {{- end }}
+    - weight: 50
+      preference:
+        matchExpressions:
+          - key: inference-plane/traffic
+            operator: In
+            values: [{{ $model.traffic }}]
+{{- end -}}
+
+{{/* The container that copies weights and compiled artifact for Neuron, which cannot stream them. */}}
+{{- define "plane.engineInitializer" -}}
+name: artifacts
+image: {{ include "plane.image" (dict "root" .root "image" "storage-initializer") }}
+# KServe's initializer: pairs of source and folder.
+args:
+  - {{ .model.source }}
+  - /mnt/models/weights
+  {{- with .model.compiled }}
+  - {{ .source }}
+  - /mnt/models/compiled
+  {{- end }}
+env:
+  {{- range $variable, $value := include "plane.awsEnv" .root | fromJson }}
+  - name: {{ $variable }}
+    value: {{ $value | quote }}
+  {{- end }}
+  - name: HOME
+    value: /tmp
+resources:
+  {{- toYaml .root.Values.initializer.resources | nindent 2 }}
+securityContext:
+  {{- include "plane.containerSecurityContext" true | nindent 2 }}
+volumeMounts:
+  - name: artifacts
+    mountPath: /mnt/models
+  - name: tmp
+    mountPath: /tmp
+{{- end -}}
+
+{{/* Serves /metrics alone. A sidecar, so that the metrics of a draining engine are still to be had. */}}
+{{- define "plane.engineMetrics" -}}
+name: metrics
+restartPolicy: Always
+image: {{ include "plane.image" (dict "root" .root "image" .model.image) }}
+command: [python3, /opt/plane/metrics_port.py]
+args:
+  - --port={{ include "plane.engineMetricsPort" . }}
+  - --engine-port={{ include "plane.enginePort" . }}
+{{- if eq .model.hardware.resource "nvidia.com/gpu" }}
+env:
+  # The image asks for every GPU of the node; this container needs none.
+  - name: NVIDIA_VISIBLE_DEVICES
+    value: void
+{{- end }}
+ports:
+  - name: metrics
+    containerPort: {{ include "plane.engineMetricsPort" . }}
+resources:
+  {{- toYaml .root.Values.metrics.resources | nindent 2 }}
+securityContext:
+  {{- include "plane.containerSecurityContext" true | nindent 2 }}
+volumeMounts:
+  - name: files
+    mountPath: /opt/plane
+    readOnly: true
+{{- end -}}

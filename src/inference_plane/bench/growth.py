@@ -1,0 +1,102 @@
+"""How a render and a release grow with the catalogue."""
+from __future__ import annotations
+
+import base64
+import copy
+import gzip
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rich.box
+import rich.table
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS
+
+#: Sizes of the catalogue that are compared.
+SIZES = (10, 50, 100)
+#: Bytes of a Secret's values, which hold a release: MaxSecretSize of Kubernetes' validation.
+RELEASE_LIMIT = 1024 * 1024
+#: Bytes of the router's files beyond which the router's chart refuses to render.
+ROUTER_LIMIT = 900 * 1024
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One catalogue: seconds of `helm template` (median), objects, bytes of all manifests, of the release as Helm keeps
+    it in its Secret, and of the router's files."""
+
+    models: int
+    seconds: float
+    objects: int
+    manifest_bytes: int
+    release_bytes: int
+    router_bytes: int
+
+
+def grown(environment: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The environment with so many models: its own entries in turn, each with a name and a source of its own."""
+    values = copy.deepcopy(dict(environment))
+    entries = list(values["global"]["models"].items())
+    models = {}
+    for number in range(size):
+        name, entry = entries[number % len(entries)]
+        models[f"model-{number:03}"] = json.loads(json.dumps(entry).replace(f"/{name}/", f"/{name}-{number}/"))
+    values["global"]["models"] = models
+    return values
+
+
+def measure(
+    environment: Mapping[str, Any], *, sizes: Sequence[int] = SIZES, rounds: int = 3,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Growth]:
+    """One row a size. Raises HelmError where a catalogue does not render."""
+    found = []
+    for size in sizes:
+        values = grown(environment, size)
+        seconds = []
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(values, file)
+            file.flush()
+            arguments = ("plane", str(CHARTS / "inference-plane"), "--namespace", "inference", "--values", file.name)
+            for number in range(rounds):
+                progress(f"{size} models, render {number + 1} of {rounds}")
+                started = time.monotonic()
+                text = helm.run("template", "--kube-version", helm.KUBERNETES_VERSION, *arguments)
+                seconds.append(time.monotonic() - started)
+            release = json.loads(helm.run("install", "--dry-run=client", "--output", "json", *arguments))
+        objects = [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+        xds = next(o["data"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == "router-xds")
+        found.append(Growth(
+            models=size, seconds=statistics.median(seconds), objects=len(objects), manifest_bytes=len(text),
+            release_bytes=release_bytes(release), router_bytes=sum(len(file) for file in xds.values())))
+    return found
+
+
+def release_bytes(release: Mapping[str, Any]) -> int:
+    """Bytes of a release in its Secret: gzipped JSON in base64, as helm/pkg/storage/driver encodes it."""
+    return len(base64.b64encode(gzip.compress(json.dumps(release, separators=(",", ":")).encode(), 9)))
+
+
+def table(found: Sequence[Growth], caption: str) -> rich.table.Table:
+    """For people; the last line is the growth from the first row to the last."""
+    drawn = rich.table.Table(box=rich.box.SIMPLE, caption=caption, caption_justify="left")
+    for heading in ("models", "helm template", "objects", "manifests", "release, of 1024 KiB", "router, of 900 KiB"):
+        drawn.add_column(heading, justify="right")
+    for row in found:
+        drawn.add_row(
+            str(row.models), f"{row.seconds:.2f} s", str(row.objects), f"{row.manifest_bytes / 1024:,.0f} KiB",
+            f"{row.release_bytes / 1024:,.0f} KiB", f"{row.router_bytes / 1024:,.0f} KiB")
+    first, last = found[0], found[-1]
+    drawn.add_section()
+    drawn.add_row(
+        f"x {last.models / first.models:g}", *(
+            f"x {getattr(last, figure) / getattr(first, figure):.1f}"
+            for figure in ("seconds", "objects", "manifest_bytes", "release_bytes", "router_bytes")))
+    return drawn
