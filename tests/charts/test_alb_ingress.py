@@ -84,10 +84,14 @@ REFUSALS = {
     ),
     "everybody": (
         {"inbound": {"cidrs": ["10.0.0.0/8", "0.0.0.0/0"]}},
-        "- inbound.cidrs: 0.0.0.0/0 is every address there is. The router asks nobody who they are, so the network "
-        "has to. Set the CIDRs of the clients, or the prefix lists of the edge in front.",
+        "- inbound.cidrs: 0.0.0.0/0 is a large part of all addresses. The router asks nobody who they are, so the "
+        "network has to. Set the CIDRs of the clients, or the prefix lists of the edge in front.",
     ),
-    "everybody by IPv6": ({"inbound": {"cidrs": ["::/0"]}}, "- inbound.cidrs: ::/0 is every address there is."),
+    "everybody by IPv6": ({"inbound": {"cidrs": ["::/0"]}}, "- inbound.cidrs: ::/0 is a large part of all addresses."),
+    "everybody in two halves": (
+        {"inbound": {"cidrs": ["0.0.0.0/1", "128.0.0.0/1"]}},
+        "- inbound.cidrs: 128.0.0.0/1 is a large part of all addresses.",
+    ),
     "a policy that keeps the load balancer out": (
         {"global": {"network": {"albSubnetCidrs": []}}},
         "- global.network.albSubnetCidrs: empty, while network.policies is true. The router's NetworkPolicy would let "

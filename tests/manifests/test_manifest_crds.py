@@ -86,6 +86,17 @@ def test_a_changed_pin_is_fetched_anew(tools: Path, module: Path, tmp_path: Path
         crds.fetch(Module(PIN.module, PIN.version, "h1:new=", PIN.files, PIN.groups), tmp_path)
 
 
+def test_a_narrower_pin_leaves_nothing_of_the_wider_one(tools: Path, module: Path, tmp_path: Path):
+    (module / "crd" / "other.yaml").write_text(CRD.replace("Example", "Other"))
+    serve(tools, module)
+    crds.fetch(PIN, tmp_path)
+    narrow = Module(PIN.module, PIN.version, PIN.sum, ("crd/other.yaml",), PIN.groups)
+    assert sorted(file.name for file in crds.fetch(narrow, tmp_path).iterdir()) == ["other.yaml", "pin.json"]
+    catalogue = Catalogue([narrow], tmp_path)
+    assert catalogue.find("example.com", "v1", "Example") is None
+    assert catalogue.find("example.com", "v1", "Other") is not None
+
+
 def test_a_wrong_checksum_names_both_and_caches_nothing(tools: Path, module: Path, tmp_path: Path):
     serve(tools, module, "h1:bad=")
     with pytest.raises(CRDError, match="example.com/m@v1.0.0: the checksum is h1:bad=, but .*crds.yaml pins h1:good="):

@@ -53,14 +53,9 @@
       "The controller would let everybody in"
       "the CIDRs of the clients, or the prefix lists of the edge in front") -}}
 {{- end -}}
-{{- range $cidr := .Values.inbound.cidrs -}}
-{{- if hasSuffix "/0" $cidr -}}
-{{- include "plane.refusal" (list "inbound.cidrs"
-      (printf "%s is every address there is" $cidr)
+{{- include "plane.refuseWideCidrs" (list "inbound.cidrs" .Values.inbound.cidrs
       "The router asks nobody who they are, so the network has to"
       "the CIDRs of the clients, or the prefix lists of the edge in front") -}}
-{{- end -}}
-{{- end -}}
 {{- end -}}
 
 {{/* The router's NetworkPolicy has to let the load balancer in. */}}

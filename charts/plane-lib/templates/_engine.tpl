@@ -163,9 +163,10 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (u
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The Region for AWS SDKs, as JSON: EKS Pod Identity brings credentials and no Region. */}}
+{{/* What AWS SDKs want, as JSON: where credentials come from, and the Region, which EKS Pod Identity does not bring. */}}
 {{- define "plane.awsEnv" -}}
-{{ dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region | toJson }}
+{{- $region := dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region -}}
+{{ include "plane.credentialsEnv" . | fromJson | merge $region | toJson }}
 {{- end -}}
 
 {{/*

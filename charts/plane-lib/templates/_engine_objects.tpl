@@ -52,12 +52,25 @@ matchLabels:
 {{- end -}}
 
 {{- define "plane.engineServiceAccount" -}}
-# EKS Pod Identity binds a role to it that reads this fleet's prefix and nothing else.
+# Its role reads this fleet's prefix and nothing else.
 apiVersion: v1
 kind: ServiceAccount
 metadata:
   {{- include "plane.engineMetadata" . | nindent 2 }}
+  {{- if include "plane.engineFromS3" .model }}
+  {{- $account := dict "namespace" .model.namespace "serviceAccount" .model.fleet }}
+  {{- include "plane.serviceAccountAnnotations" (merge (dict "root" .root) $account) | nindent 2 }}
+  {{- end }}
 automountServiceAccountToken: false
+{{- end -}}
+
+{{/* The role of a fleet and its association, where these charts make them. */}}
+{{- define "plane.engineIdentity" -}}
+{{- if include "plane.engineFromS3" .model -}}
+{{- $policy := include "plane.enginePermissions" (dict "global" .root.Values.global "model" .model) -}}
+{{- $account := dict "namespace" .model.namespace "serviceAccount" .model.fleet -}}
+{{ dict "root" .root "component" "engine" "policy" $policy | merge $account | include "plane.identity" }}
+{{- end -}}
 {{- end -}}
 
 {{- define "plane.engineService" -}}
@@ -111,7 +124,7 @@ spec:
   {{- if include "plane.engineFromS3" .model }}
   egress:
     {{- include "plane.egressDns" .root | nindent 4 }}
-    {{- include "plane.egressPodIdentity" .root | nindent 4 }}
+    {{- include "plane.egressCredentials" .root | nindent 4 }}
     {{- include "plane.egressHttps" $network.s3Cidrs | nindent 4 }}
   {{- else }}
   egress: []

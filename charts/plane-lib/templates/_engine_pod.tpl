@@ -199,6 +199,9 @@ containers:
         mountPath: /cache
       - name: tmp
         mountPath: /tmp
+      {{- if hasPrefix "s3://" (include "plane.modelPath" $model) }}
+      {{- include "plane.credentialsMount" $root | nindent 6 }}
+      {{- end }}
       {{- if include "plane.onNeuron" $model }}
       - name: artifacts
         mountPath: /mnt/models
@@ -217,6 +220,9 @@ volumes:
   - name: tmp
     emptyDir:
       sizeLimit: {{ $root.Values.volumes.tmp }}
+  {{- if include "plane.engineFromS3" $model }}
+  {{- include "plane.credentialsVolume" $root | nindent 2 }}
+  {{- end }}
   {{- if include "plane.onNeuron" $model }}
   - name: artifacts
     emptyDir:
@@ -287,6 +293,7 @@ volumeMounts:
     mountPath: /mnt/models
   - name: tmp
     mountPath: /tmp
+  {{- include "plane.credentialsMount" .root | nindent 2 }}
 {{- end -}}
 
 {{/* Serves /metrics alone. A sidecar, so that the metrics of a draining engine are still to be had. */}}

@@ -123,7 +123,7 @@ hidden
 {{- else if eq $first .global.residency.geography -}}
 geography
 {{- /* Before the providers, so that no entry there can turn a profile into a foundation model. */ -}}
-{{- else if or (eq $first "global") (has $first .global.bedrock.profilePrefixes) -}}
+{{- else if or (eq $first "global") (get .global.bedrock.profileRegions $first) -}}
 anywhere
 {{- else if has $first .global.bedrock.providers -}}
 region

@@ -21,9 +21,11 @@ NetworkPolicy pieces from global.network. Each renders list items of `ingress` o
     - {protocol: TCP, port: 53}
 {{- end -}}
 
-{{/* Egress to the EKS Pod Identity agent of the node, where pods get their credentials. */}}
-{{- define "plane.egressPodIdentity" -}}
-{{- if eq .Values.global.identity.mode "podIdentity" -}}
+{{/* Egress to where pods get their AWS credentials: the EKS Pod Identity agent of the node, or STS for IRSA. */}}
+{{- define "plane.egressCredentials" -}}
+{{- if eq .Values.global.identity.mode "irsa" -}}
+{{- include "plane.egressHttps" .Values.global.network.stsCidrs -}}
+{{- else if eq .Values.global.identity.mode "podIdentity" -}}
 - to:
     - ipBlock:
         cidr: {{ .Values.global.network.podIdentityAgent }}

@@ -67,7 +67,7 @@ Risks
 {{- $single := list -}}
 {{- $assumed := list -}}
 {{- $kept := list -}}
-{{- $callers := list -}}
+{{- $callers := include "plane.callers" .models | fromJsonArray -}}
 {{- range $name, $model := .models -}}
 {{- $entry := get $global.models $name -}}
 {{- $profile := get $global.modelDefaults.profiles ($model.profile | default "") | default dict -}}
@@ -76,9 +76,6 @@ Risks
 {{- end -}}
 {{- if not (or $entry.kvBytesPerToken $profile.kvBytesPerToken) -}}
 {{- $assumed = append $assumed $name -}}
-{{- end -}}
-{{- if or $model.fallback (hasPrefix "s3://" $model.source) -}}
-{{- $callers = append $callers $name -}}
 {{- end -}}
 {{- with $model.fallback -}}
 {{- if ne .retention "none" -}}
@@ -108,6 +105,9 @@ Risks
 {{- end }}
 {{- if not $global.network.policies }}
 - NetworkPolicies are off: any pod may call the engines, and they may call anywhere. Set global.network.policies: true.
+{{- end }}
+{{- if and (eq $global.identity.mode "irsa") (include "plane.fallsBack" .models) }}
+- Envoy has its credentials from an STS whose certificate it does not check (identity irsa, with a fallback). Set global.identity.mode: podIdentity.
 {{- end }}
 {{- if and $callers (eq $global.identity.mode "none") }}
 - Pods get no AWS credentials (identity none), while S3 or Amazon Bedrock is called for {{ join ", " $callers }}. Set global.identity.mode: podIdentity.

@@ -12,13 +12,13 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $models := include "plane.models" . | fromJson -}}
 {{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
-{{- range $rule := list "Aws" "Network" "Accelerators" "Images" -}}
-{{- $context := dict "global" $global "models" $models "fleets" $fleets -}}
+{{- range $rule := list "Aws" "Identity" "Network" "Accelerators" "Images" -}}
+{{- $context := dict "root" $ "global" $global "models" $models "fleets" $fleets -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- range $name, $model := $models -}}
 {{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
-{{- range $rule := list "References" "Sources" "Names" "Engine" "Nodes" "Replicas" "Fallback" "Fit" -}}
+{{- range $rule := list "References" "Sources" "Key" "Names" "Engine" "Nodes" "Replicas" "Fallback" "Fit" -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
 {{- end -}}
 {{- with get (include "plane.fleets" (dict $name $model) | fromJson) (printf "%s-canary" $name) -}}
@@ -58,17 +58,107 @@ those of plane.refusal.
 
 {{/* The Region of the calls to S3 and Bedrock. */}}
 {{- define "plane.refuseAws" -}}
-{{- $callers := list -}}
-{{- range $name, $model := .models -}}
-{{- if or $model.fallback (hasPrefix "s3://" $model.source) -}}
-{{- $callers = append $callers $name -}}
-{{- end -}}
-{{- end -}}
+{{- $callers := include "plane.callers" .models | fromJsonArray -}}
 {{- if and $callers (not .global.aws.region) -}}
 {{- include "plane.refusal" (list "global.aws.region"
       (printf "empty, while S3 or Amazon Bedrock is called for %s" (join ", " $callers))
       "Nothing guesses where they are called"
       "the Region, such as eu-central-1") -}}
+{{- end -}}
+{{- $region := .global.aws.region -}}
+{{- $partition := hasPrefix "us-gov-" $region | ternary "aws-us-gov" "aws" -}}
+{{- $partition = hasPrefix "cn-" $region | ternary "aws-cn" $partition -}}
+{{- if and $region (ne $partition .global.aws.partition) -}}
+{{- include "plane.refusal" (list "global.aws.partition"
+      (printf "%s, while the Region %s is in %s" .global.aws.partition $region $partition)
+      "Every ARN names its partition, and one of another partition grants nothing"
+      (printf "partition: %s, or a Region of %s" $partition .global.aws.partition)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What roles, their names and their trust need: (dict "root" $ "global" $global "models" $models). */}}
+{{- define "plane.refuseIdentity" -}}
+{{- $global := .global -}}
+{{- $identity := $global.identity -}}
+{{- $callers := include "plane.callers" .models | fromJsonArray -}}
+{{- if and (eq $identity.manage "ack") (eq $identity.mode "none") -}}
+{{- include "plane.refusal" (list "global.identity.manage"
+      "ack, while mode is none"
+      "Without an identity of their own the pods have no roles to manage"
+      "mode: podIdentity or irsa, or manage: external") -}}
+{{- end -}}
+{{- $rendered := include "plane.managesRoles" $global -}}
+{{- if and $callers (or $rendered (eq $identity.mode "irsa")) -}}
+{{- $needs := dict "aws.accountId" (list $global.aws.accountId
+      "ARNs of roles name the account" "the account's 12 digits, in quotes") -}}
+{{- if and $rendered (eq $identity.mode "podIdentity") -}}
+{{- $_ := set $needs "aws.clusterName" (list $global.aws.clusterName
+      "A role trusts one cluster, and an association names it" "the name of the EKS cluster") -}}
+{{- end -}}
+{{- if and $rendered (eq $identity.mode "irsa") -}}
+{{- $_ := set $needs "identity.oidcProvider" (list $identity.oidcProvider
+      "A role trusts the OIDC provider of one cluster" "its host and path, without https://") -}}
+{{- end -}}
+{{- range $path, $need := $needs -}}
+{{- if not (index $need 0) -}}
+{{- include "plane.refusal" (list (printf "global.%s" $path)
+      (printf "empty, while identity is %s, managed by %s" $identity.mode $identity.manage)
+      (index $need 1) (index $need 2)) -}}
+{{- end -}}
+{{- end -}}
+{{- $seen := dict -}}
+{{- range include "plane.roles" .root | fromJsonArray -}}
+{{- $account := printf "%s/%s" .namespace .serviceAccount -}}
+{{- if gt (len .name) 64 -}}
+{{- include "plane.refusal" (list "global.identity.roleNamePrefix"
+      (printf "the role %s of the ServiceAccount %s has %d characters" .name $account (len .name))
+      "IAM takes 64 at most"
+      "a shorter prefix, namespace or model name") -}}
+{{- end -}}
+{{- if hasKey $seen .name -}}
+{{- include "plane.refusal" (list "global.identity.roleNamePrefix"
+      (printf "the role %s would be that of the ServiceAccounts %s and %s" .name (get $seen .name) $account)
+      "Each would get what the other may do"
+      "another name or namespace for one of them") -}}
+{{- end -}}
+{{- $_ := set $seen .name $account -}}
+{{- end -}}
+{{- end -}}
+{{- if $rendered -}}
+{{- include "plane.refuseRouterPolicy" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* IAM takes 10240 characters of a role's inline policies, blanks aside, and this JSON has none. */}}
+{{- define "plane.refuseRouterPolicy" -}}
+{{- range $prefix, $regions := .global.bedrock.profileRegions -}}
+{{- if and (kindIs "slice" $regions) (not $regions) -}}
+{{- include "plane.refusal" (list (printf "global.bedrock.profileRegions.%s" $prefix)
+      "names no Region"
+      "The router may call a profile's model in the Regions that the profile processes in, and nowhere else"
+      (printf "the Regions of the profiles %s., or null where there are none" $prefix)) -}}
+{{- end -}}
+{{- end -}}
+{{- $size := include "plane.routerPermissions" .root | len -}}
+{{- if gt $size 10240 -}}
+{{- include "plane.refusal" (list "global.models"
+      (printf "the router's policy has %d characters" $size)
+      "IAM takes 10240 at most for a role"
+      "fewer different fallback models, foundation models before inference profiles, or two planes") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A key that the role could not name, or S3 not use. */}}
+{{- define "plane.refuseKey" -}}
+{{- $aws := .global.aws -}}
+{{- $parts := splitList ":" (.model.kmsKeyArn | default "") -}}
+{{- if and (gt (len $parts) 1) (hasPrefix "s3://" .model.source) -}}
+{{- if or (ne (index $parts 1) $aws.partition) (ne (index $parts 3) $aws.region) -}}
+{{- include "plane.refusal" (list (printf "%s.kmsKeyArn" .path)
+      (printf "%s is not in %s of %s" .model.kmsKeyArn ($aws.region | default "the Region") $aws.partition)
+      "S3 decrypts with keys of the bucket's own Region, and weights are read in global.aws.region"
+      "the ARN of the bucket's key in that Region, or the Region of the bucket in global.aws") -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -76,6 +166,11 @@ those of plane.refusal.
 {{- define "plane.refuseNetwork" -}}
 {{- $network := .global.network -}}
 {{- $needs := dict -}}
+{{- if eq .global.identity.mode "irsa" -}}
+{{- with include "plane.callers" .models | fromJsonArray -}}
+{{- $_ := set $needs "stsCidrs" (printf "%s has its credentials from STS" (first .)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $model := .models -}}
 {{- if hasPrefix "s3://" $model.source -}}
 {{- $_ := set $needs "s3Cidrs" (printf "%s reads its weights from S3" $name) -}}
@@ -92,14 +187,24 @@ those of plane.refusal.
       (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
 {{- end -}}
 {{- end -}}
-{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "s3Cidrs" -}}
-{{- range $cidr := get $network $list -}}
-{{- if regexMatch "(^[0-9.]+/[0-7]$)|(:.*/([0-9]|1[0-5])$)" $cidr -}}
-{{- include "plane.refusal" (list (printf "global.network.%s" $list)
-      (printf "%s is a large part of all addresses" $cidr)
+{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "s3Cidrs" "stsCidrs" -}}
+{{- include "plane.refuseWideCidrs" (list (printf "global.network.%s" $list) (get $network $list)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}
 {{- end -}}
+{{- end -}}
+
+{{/*
+CIDRs so wide that they stand for everywhere, IPv4 below /8 and IPv6 below /16: (list path cidrs why remedy). No private
+network and no one owner's addresses are wider.
+*/}}
+{{- define "plane.refuseWideCidrs" -}}
+{{- $at := . -}}
+{{- range $cidr := index . 1 -}}
+{{- if regexMatch "(^[0-9.]+/[0-7]$)|(:.*/([0-9]|1[0-5])$)" $cidr -}}
+{{- include "plane.refusal" (list (index $at 0)
+      (printf "%s is a large part of all addresses" $cidr)
+      (index $at 2) (index $at 3)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

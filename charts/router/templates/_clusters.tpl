@@ -181,10 +181,20 @@ typed_extension_protocol_options:
           "@type": type.googleapis.com/envoy.extensions.filters.http.aws_request_signing.v3.AwsRequestSigning
           service_name: bedrock
           region: {{ $values.global.aws.region }}
-          # The pod's own role by EKS Pod Identity, never the node's.
+          # The pod's own role, never the node's.
           credential_provider:
             custom_credential_provider_chain: true
+            {{- if eq $values.global.identity.mode "irsa" }}
+            assume_role_with_web_identity_provider:
+              {{- $account := dict "global" $values.global "namespace" .root.Release.Namespace "serviceAccount" "router" }}
+              role_arn: {{ (include "plane.role" $account | fromJson).arn }}
+              role_session_name: router
+              web_identity_token_data_source:
+                filename: {{ include "plane.webIdentityFolder" . }}/token
+                watched_directory: {path: {{ include "plane.webIdentityFolder" . }}}
+            {{- else }}
             container_credential_provider: {}
+            {{- end }}
       - name: envoy.filters.http.upstream_codec
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec

@@ -2,7 +2,7 @@
 
 {{- define "router.validate" -}}
 {{- $refusals := list -}}
-{{- range $rule := list "Times" "Ports" "Bedrock" "Clients" -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Clients" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
@@ -52,6 +52,28 @@
       (printf "false with the host %s" (include "router.bedrockHost" .))
       "Prompts would leave the pod in clear text"
       "bedrock.tls: true; it may be off only for a stand-in on loopback") -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Envoy makes the cluster for STS itself, with a TLS that checks no certificate, and takes none in its place: one of that
+name in the bootstrap keeps it from ever asking, one in clusters.json is overwritten. Seen with Envoy 1.40.
+*/}}
+{{- define "router.refuseSts" -}}
+{{- $fallsBack := include "plane.models" . | fromJson | include "plane.fallsBack" -}}
+{{- if and $fallsBack (eq .Values.global.identity.mode "irsa") (not .Values.bedrock.unverifiedSts) -}}
+{{- include "plane.refusal" (list "bedrock.unverifiedSts"
+      "false, while a model falls back and global.identity.mode is irsa"
+      (print "Envoy asks STS for the role's credentials without checking who answers, and credentials of somebody "
+             "else's account would take prompts there")
+      (print "global.identity.mode: podIdentity, or bedrock.unverifiedSts: true where global.network.stsCidrs and an "
+             "endpoint policy leave nobody else to answer")) -}}
+{{- end -}}
+{{- if and .Values.bedrock.unverifiedSts (ne .Values.global.identity.mode "irsa") -}}
+{{- include "plane.refusal" (list "bedrock.unverifiedSts"
+      (printf "true, while global.identity.mode is %s" .Values.global.identity.mode)
+      "Envoy asks no STS then, and a reader would take the credentials for less safe than they are"
+      "false") -}}
 {{- end -}}
 {{- end -}}
 

@@ -77,8 +77,12 @@ def fetch(module: Module, cache: Path = CACHE) -> Path:
         if not found:
             raise CRDError(f"{module}: no file matches {pattern!r} in {source}. Correct `files` in {PINS}.")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (f for found in wanted for f in found):
-        _replace(folder / file.name, file.read_text("utf-8"))
+    files = {file.name: file for found in wanted for file in found}
+    # What an older pin's globs brought would be read too. Only that goes: another process may read the rest just now.
+    for stale in (file for file in folder.iterdir() if file.name not in files and not file.name.startswith(".new-")):
+        stale.unlink(missing_ok=True)
+    for name, file in files.items():
+        _replace(folder / name, file.read_text("utf-8"))
     # Written last: a fetch that was cut short is repeated.
     _replace(marker, pin)
     return folder
