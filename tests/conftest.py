@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 
 #: Folders whose tests share nothing, so that any process can run any of them. Elsewhere a file stays in one process,
 #: because its tests share what they start.
-INDEPENDENT = {"charts", "render", "values", "manifests"}
+INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
 #: What waits longest comes first, so that the rest fills the time.
 FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")

@@ -91,7 +91,7 @@ def dashboards(objects: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         json.loads(text)
         for o in objects
-        if o["kind"] == "ConfigMap" and o["metadata"]["name"].endswith("-dashboard")
+        if o["kind"] == "ConfigMap" and o["metadata"]["name"].endswith("-dashboards")
         for text in o["data"].values()
     ]
 

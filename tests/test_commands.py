@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from inference_plane import checkout, helm
-from inference_plane.commands import _environment, fit, render, values
+from inference_plane.commands import _environment, fit, model_files, package, release_notes, render, tool, values
 from inference_plane.commands import test as suite
 
 ENVIRONMENT = {
@@ -168,7 +168,7 @@ class TestFit:
         assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize("command", [render.main, values.main, fit.main])
+@pytest.mark.parametrize("command", [m.main for m in (render, values, fit, model_files, package, release_notes, tool)])
 def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         command(["--help"])
@@ -180,19 +180,20 @@ def test_fast_builds_nothing_and_says_what_it_leaves_out(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(suite.promtool, "path", lambda: tmp_path / "promtool")
-    monkeypatch.setattr(suite.promtool, "build", lambda: ran.append(["build"]))
+    monkeypatch.setattr(suite.tools, "path", lambda tool: tmp_path / tool)
+    monkeypatch.setattr(suite.tools, "build", lambda tool: ran.append(["build", tool]))
     done = SimpleNamespace(returncode=0)
     monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: ran.append(command) or done)
     monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts", "objects"])
     assert suite.main() == 0
-    assert "not run alerts: promtool is not built; ./scripts/test alerts builds it" in capsys.readouterr().out
+    assert "not run alerts: --fast builds nothing; ./scripts/test alerts builds promtool" in capsys.readouterr().out
     assert [word for word in ran[0] if word.startswith("tests/")] == ["tests/manifests"]
     monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts"])
-    assert suite.main() == 1
+    with pytest.raises(SystemExit):
+        suite.main()
     monkeypatch.setattr("sys.argv", ["test", "alerts"])
     assert suite.main() == 0
-    assert ran[1] == ["build"] and "tests/alerts" in ran[2]
+    assert ran[1] == ["build", "promtool"] and "tests/alerts" in ran[2]
     (tmp_path / "promtool").touch()
     monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts"])
     assert suite.main() == 0 and "tests/alerts" in ran[-1]

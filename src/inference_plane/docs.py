@@ -60,7 +60,9 @@ def values_rows(
             yield from [(name, "", about)] if about else []
             yield from values_rows(text, value, shape, shapes, name)
         else:
-            yield name, f"`{text[value.start_mark.index : value.end_mark.index].strip()}`", about
+            # On one line, as a row of a table is.
+            default = " ".join(text[value.start_mark.index : value.end_mark.index].split())
+            yield name, f"`{default}`", about
 
 
 def definition_rows(shape: Mapping[str, Any], defaults: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[Row]:

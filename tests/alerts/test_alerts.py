@@ -12,11 +12,11 @@ import pytest
 import yaml
 from metrics_harness import SYNTHETIC, TARGET_LABELS, captured, exposed, rules
 
-from inference_plane import environments, helm, promtool
+from inference_plane import environments, helm, tools
 
-PROMTOOL = promtool.path()
+PROMTOOL = tools.path("promtool")
 pytestmark = pytest.mark.skipif(
-    not PROMTOOL.is_file(), reason="promtool is not built: ./scripts/test alerts builds it, some minutes once"
+    not PROMTOOL.is_file(), reason="promtool is not built: ./scripts/test alerts builds it once"
 )
 
 ON = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import functools
 import itertools
 import re
@@ -12,11 +13,11 @@ import pytest
 from metrics_harness import Series, captured, complaints, dashboards, queries, rules
 
 from inference_plane import helm
-from inference_plane.checkout import CHARTS, ROOT
+from inference_plane.checkout import ROOT
 from inference_plane.environments import chart_values
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
-ON = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}, "dashboards": {"enabled": True}}
+ON = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}}
 ENTRY = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 
 #: The models of the capture from Envoy. `summary` has all that one can have; the rules of `intake` are a part of its.
@@ -38,7 +39,7 @@ VALUES: dict[str, Any] = {
             "intake": {**ENTRY, "source": "s3://models/intake/v1/"},
         },
     },
-    "router": ON,
+    "router": {**ON, "dashboards": {"enabled": True}},
     "vllm": ON,
 }
 CHARTS_ON = ("router", "vllm")
@@ -247,12 +248,12 @@ def test_the_guide_lists_the_alerts() -> None:
 # --- dashboards ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chart", CHARTS_ON)
-def test_a_dashboard_is_found_and_whole(chart: str) -> None:
-    rendered = render(chart)
-    (holder,) = [o for o in rendered.of_kind("ConfigMap") if o["metadata"]["name"].endswith("-dashboard")]
+@pytest.mark.parametrize("file", ["router", "engines"])
+def test_a_dashboard_is_found_and_whole(file: str) -> None:
+    holder = render("router").find("ConfigMap", "router-dashboards")
     assert holder["metadata"]["labels"]["grafana_dashboard"] == "1"
-    (board,) = dashboards(rendered.objects)
+    board = json.loads(holder["data"][f"inference-plane-{file}.json"])
+    assert board["uid"] == f"inference-plane-{file}"
     assert board["schemaVersion"] >= 39 and board["uid"] and not board.get("id")
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
     assert len(set(places)) == len(places) == len({p["id"] for p in board["panels"]})
@@ -266,12 +267,11 @@ def test_a_dashboard_is_found_and_whole(chart: str) -> None:
             kept = re.findall(r"by \(([^)]*)\)", target["expr"])
             legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
             assert legend <= {name.strip() for names in kept for name in names.split(",")}, target
-    assert (CHARTS / chart / "files" / "dashboards").is_dir()
 
 
 def test_the_sidecar_may_look_for_another_label() -> None:
-    values = values_with(vllm__dashboards__labels={"grafana_dashboard": None, "dashboards": "inference"})
-    labels = render("vllm", values).find("ConfigMap", "vllm-dashboard")["metadata"]["labels"]
+    values = values_with(router__dashboards__labels={"grafana_dashboard": None, "dashboards": "inference"})
+    labels = render("router", values).find("ConfigMap", "router-dashboards")["metadata"]["labels"]
     assert labels["dashboards"] == "inference" and "grafana_dashboard" not in labels
 
 
@@ -293,14 +293,9 @@ OF = {"router": "the router", "vllm": "the catalogue"}
     ("paths", "text"),
     [
         (
-            {"podMonitor__enabled": False, "dashboards__enabled": False},
+            {"podMonitor__enabled": False},
             "- alerts.enabled: true, while podMonitor.enabled is false. They read what the PodMonitor collects, and "
-            "would stay silent or empty without it. Set podMonitor.enabled: true, or alerts.enabled: false.",
-        ),
-        (
-            {"podMonitor__enabled": False, "alerts__enabled": False},
-            "- dashboards.enabled: true, while podMonitor.enabled is false. They read what the PodMonitor collects, "
-            "and would stay silent or empty without it. Set podMonitor.enabled: true, or dashboards.enabled: false.",
+            "would stay silent without it. Set podMonitor.enabled: true, or alerts.enabled: false.",
         ),
         (
             {"podMonitor__interval": "2m"},
@@ -313,6 +308,37 @@ def test_what_does_not_go_together_is_refused(chart: str, paths: dict[str, Any],
     values = values_with(**{f"{chart}__{path}": value for path, value in paths.items()})
     with pytest.raises(helm.HelmError, match=re.escape(f"values of {OF[chart]} do not fit together:\n{text}")):
         render(chart, values)
+
+
+def test_dashboards_of_what_nobody_collects_are_refused() -> None:
+    text = (
+        "- dashboards.enabled: true, while podMonitor.enabled is false. They show what the PodMonitor collects, and "
+        "would stay empty without it. Set podMonitor.enabled: true, or dashboards.enabled: false."
+    )
+    values = values_with(router__podMonitor__enabled=False, router__alerts__enabled=False)
+    with pytest.raises(helm.HelmError, match=re.escape(text)):
+        render("router", values)
+
+
+def test_a_canary_has_alerts_of_its_own_and_counts_with_its_model() -> None:
+    values = values_with(global__models__summary__canary={"source": "s3://models/summary/v2/", "percent": 10})
+    engines = render("vllm", values).find("PrometheusRule", "summary-canary")["spec"]["groups"][0]["rules"]
+    assert all('job="inference/summary-canary"' in rule["expr"] for rule in engines)
+    assert {rule["labels"]["model"] for rule in engines} == {"summary"}
+    behind = render("router", values).find("PrometheusRule", "router.summary")["spec"]["groups"][0]["rules"]
+    fails = next(rule["expr"] for rule in behind if rule["alert"] == "InferenceRequestsFail")
+    assert 'envoy_cluster_name=~"(fleet|bedrock)/summary(-canary)?"' in fails
+    # Another model may be called so where there is no canary.
+    other = render("router", values).find("PrometheusRule", "router.intake")["spec"]["groups"][0]["rules"]
+    assert not [rule for rule in other if "canary" in rule["expr"]]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "kserve"])
+def test_each_engine_chart_has_the_same_alerts(engine: str) -> None:
+    values = values_with(kserve=ON, global__modelDefaults={"engine": engine})
+    rules = render(engine, values).find("PrometheusRule", "summary")["spec"]["groups"][0]["rules"]
+    assert {rule["alert"] for rule in rules} == {
+        "InferenceKVCacheFull", "InferenceEngineRestarts", "InferenceReplicaNotReady"}
 
 
 @pytest.mark.parametrize("chart", CHARTS_ON)

@@ -17,9 +17,6 @@ from inference_plane.checkout import CHARTS, ROOT
 CHART = CHARTS / "vllm"
 CI = sorted(CHART.glob("ci/*-values.yaml"))
 #: The chart's own and the library's for engines, which stand at its root.
-DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text()) | yaml.safe_load(
-    (CHARTS / "plane-lib" / "values.yaml").read_text()
-)["engine"]
 FLAGS = set((ROOT / "tests/data/vllm-0.32/serve-flags.txt").read_text().split())
 
 MODEL = {
@@ -108,52 +105,6 @@ def test_ci_files_render_and_lint_strictly(file):
 
 def test_the_defaults_render_nothing():
     assert helm.template(CHART).objects == []
-
-
-def leaves(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    found = []
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            found += leaves(value, (*path, key))
-        else:
-            found.append(((*path, key), value))
-    return found
-
-
-#: Values whose change is not a larger number or another quantity.
-OTHER = {
-    ("select",): {"models": ["m"]},
-    ("drain", "terminationGracePeriodSeconds"): 1000,
-    ("startup", "loadGiBPerSecond"): 0.01,
-    ("autoscaling", "utilization"): 0.5,
-    ("instanceFamilyLabel",): "eks.amazonaws.com/instance-family",
-    ("podMonitor", "interval"): "33s",
-    ("dashboards", "labels", "grafana_dashboard"): "yes",
-}
-
-
-def changed(path: tuple[str, ...], value: Any) -> Any:
-    if path in OTHER:
-        return OTHER[path]
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return re.sub(r"^\d+", lambda number: str(int(number[0]) + 7), value)
-    return value + 7
-
-
-@pytest.mark.parametrize(
-    "path", [path for path, _ in leaves(DEFAULTS) if path != ("enabled",)], ids=lambda path: ".".join(path)
-)
-def test_no_value_is_dead(path):
-    on = {part: {"enabled": True} for part in ("podMonitor", "alerts", "dashboards")}
-    everything = values({"m": MODEL | {"replicas": {"min": 2, "max": 4}}, "n": NEURON}, **on)
-    if path == ("podMonitor", "enabled"):
-        del everything["alerts"], everything["dashboards"]
-    over: Any = changed(path, dict(leaves(DEFAULTS))[path])
-    for key in reversed(path):
-        over = {key: over}
-    assert helm.template(CHART, values=everything).text != helm.template(CHART, values=merged(everything, over)).text
 
 
 def test_enabled_is_what_the_umbrella_reads():

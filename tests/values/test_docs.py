@@ -22,7 +22,7 @@ def test_the_tables_are_up_to_date(readme):
 
 
 def test_a_value_a_section_and_a_map_of_entries_each_get_their_row():
-    text = "# What it is,\n# in two lines.\na:\n  # Seconds | of waiting.\n  b: 600s\n  c: {x: 1}\nmodels:\n  one: {}\n"
+    text = "# What it is,\n# in two lines.\na:\n  # Seconds | of waiting.\n  b: 600s\n  c: {x: 1}\n  d:\n    [1,\n     2]\nmodels:\n  one: {}\n"
     about = {"c": {"description": "From the schema."}}
     models = {"$ref": "#/definitions/m", "description": "The catalogue."}
     schema = {"properties": {"a": {"properties": about}, "models": models}}
@@ -32,6 +32,7 @@ def test_a_value_a_section_and_a_map_of_entries_each_get_their_row():
         ("a", "", "What it is, in two lines."),
         ("a.b", "`600s`", "Seconds | of waiting."),
         ("a.c", "`{x: 1}`", "From the schema."),
+        ("a.d", "`[1, 2]`", ""),
         ("models", "`one`", "The catalogue."),
     ]
     assert "Seconds \\| of waiting." in docs.markdown(rows)
@@ -46,7 +47,8 @@ def test_the_model_table_has_every_field_of_an_entry():
 
 
 #: Where prose names files.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *CHARTS.glob("*/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "UPGRADING.md", "argocd/README.md")]
+PAGES += [*(ROOT / "docs").glob("*.md"), *CHARTS.glob("*/README.md")]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 NAMED = re.compile(r"(?<![\w./-])(?:charts|scripts|src|tests|values|docs)/[\w./-]*[\w-]")
 

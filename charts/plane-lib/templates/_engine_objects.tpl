@@ -172,23 +172,6 @@ spec:
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}
 
-{{/* The dashboard of engines: takes the root. */}}
-{{- define "plane.engineDashboard" -}}
-{{- $name := printf "%s-dashboard" .Chart.Name -}}
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: {{ $name }}
-  namespace: {{ .Release.Namespace }}
-  labels:
-    {{- include "plane.labels" (dict "root" $ "component" "dashboard" "name" $name) | nindent 4 }}
-    {{- toYaml .Values.dashboards.labels | nindent 4 }}
-data:
-  {{- $text := .Files.Get "files/dashboards/engines.yaml" }}
-  inference-plane-engines.json: |
-    {{- include "plane.dashboard" (dict "uid" "inference-plane-engines" "text" $text) | nindent 4 }}
-{{- end -}}
-
 {{/* KEDA's part of a fleet: (dict "root" $ "model" $fleet "deployment" $name). */}}
 {{- define "plane.engineScaledObject" -}}
 {{- $root := .root -}}

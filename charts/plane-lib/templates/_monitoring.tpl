@@ -1,5 +1,5 @@
 {{/*
-What Prometheus and Grafana get: PrometheusRules, the rules of an engine whichever chart runs it, and dashboards.
+What Prometheus gets: PrometheusRules, and the rules of an engine whichever chart runs it.
 
 Rules tell series apart by `job`, which the Prometheus Operator sets to NAMESPACE/NAME of the PodMonitor, and by `pod`;
 everything else is in the exposition. Ratios have a floor of requests below them, and a ratio without any traffic is no
@@ -47,7 +47,7 @@ spec:
 {{- end -}}
 
 {{/*
-Labels of a PodMonitor, a PrometheusRule or a dashboard: (dict "root" $ "component" "router" "name" "router"), with
+Labels of a PodMonitor or a PrometheusRule: (dict "root" $ "component" "router" "name" "router"), with
 "model" $model where it is of one.
 */}}
 {{- define "plane.monitoringLabels" -}}
@@ -110,40 +110,7 @@ sum(increase(vllm:time_to_first_token_seconds_count{%[1]s}[10m])) >= 10` $job .f
 {{- toJson $rules -}}
 {{- end -}}
 
-{{/*
-plane.dashboard: a Grafana dashboard as JSON from a file of panels: (dict "uid" $uid "text" $yaml). The file has a
-`title`, `variables` (name, query, multi, regex) and `panels` (title, description, unit, queries of legend and expr).
-*/}}
-{{- define "plane.dashboard" -}}
-{{- $file := fromYaml .text -}}
-{{- $datasource := dict "type" "prometheus" "uid" "${datasource}" -}}
-{{- $variables := list (dict "name" "datasource" "label" "Data source" "type" "datasource" "query" "prometheus") -}}
-{{- range $file.variables -}}
-{{- $variables = append $variables (dict "name" .name "type" "query" "datasource" $datasource "query" .query
-      "regex" (.regex | default "") "refresh" 2 "multi" .multi "includeAll" .multi
-      "current" (.multi | ternary (dict "text" "All" "value" "$__all") dict)) -}}
-{{- end -}}
-{{- $panels := list -}}
-{{- range $number, $panel := $file.panels -}}
-{{- $targets := list -}}
-{{- range $index, $query := $panel.queries -}}
-{{- $targets = append $targets (dict "refId" (substr $index (add1 $index | int) "ABCDEF") "datasource" $datasource
-      "expr" $query.expr "legendFormat" $query.legend) -}}
-{{- end -}}
-{{- $defaults := dict "unit" $panel.unit "min" 0 "custom" (dict "fillOpacity" 10 "showPoints" "never") -}}
-{{- $panels = append $panels (dict "id" (add1 $number) "type" "timeseries" "title" $panel.title
-      "description" ($panel.description | default "") "datasource" $datasource "targets" $targets
-      "gridPos" (dict "h" 8 "w" 12 "x" (mul 12 (mod $number 2)) "y" (mul 8 (div $number 2)))
-      "fieldConfig" (dict "defaults" $defaults "overrides" list)
-      "options" (dict "legend" (dict "displayMode" "list" "placement" "bottom" "showLegend" true "calcs" list)
-                      "tooltip" (dict "mode" "multi" "sort" "desc"))) -}}
-{{- end -}}
-{{- dict "uid" .uid "title" $file.title "tags" (list "inference-plane") "schemaVersion" 41 "version" 1 "editable" false
-      "refresh" "30s" "time" (dict "from" "now-3h" "to" "now") "templating" (dict "list" $variables)
-      "annotations" (dict "list" list) "panels" $panels | toPrettyJson -}}
-{{- end -}}
-
-{{/* plane.refuseMonitoring: podMonitor, alerts and dashboards of a chart that do not go together. */}}
+{{/* plane.refuseMonitoring: podMonitor and alerts of a chart that do not go together. */}}
 {{- define "plane.refuseMonitoring" -}}
 {{- $network := .Values.global.network -}}
 {{- if and .Values.podMonitor.enabled $network.policies (not $network.scraperNamespaces) -}}
@@ -152,13 +119,11 @@ plane.dashboard: a Grafana dashboard as JSON from a file of panels: (dict "uid" 
       "Prometheus reads metrics from the pods, and the NetworkPolicies deny what nobody names"
       "the namespace of Prometheus, or podMonitor.enabled: false") -}}
 {{- end -}}
-{{- range $reader := list "alerts" "dashboards" -}}
-{{- if and (get $.Values $reader).enabled (not $.Values.podMonitor.enabled) -}}
-{{- include "plane.refusal" (list (printf "%s.enabled" $reader)
+{{- if and .Values.alerts.enabled (not .Values.podMonitor.enabled) -}}
+{{- include "plane.refusal" (list "alerts.enabled"
       "true, while podMonitor.enabled is false"
-      "They read what the PodMonitor collects, and would stay silent or empty without it"
-      (printf "podMonitor.enabled: true, or %s.enabled: false" $reader)) -}}
-{{- end -}}
+      "They read what the PodMonitor collects, and would stay silent without it"
+      "podMonitor.enabled: true, or alerts.enabled: false") -}}
 {{- end -}}
 {{- if and .Values.alerts.enabled (gt (include "plane.milliseconds" .Values.podMonitor.interval | int) 60000) -}}
 {{- include "plane.refusal" (list "podMonitor.interval"

@@ -2,7 +2,7 @@
 
 {{- define "router.validate" -}}
 {{- $refusals := list (include "plane.refuseMonitoring" .) -}}
-{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Clients" -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Clients" "Dashboards" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
@@ -74,6 +74,15 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
       (printf "true, while global.identity.mode is %s" .Values.global.identity.mode)
       "Envoy asks no STS then, and a reader would take the credentials for less safe than they are"
       "false") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "router.refuseDashboards" -}}
+{{- if and .Values.dashboards.enabled (not .Values.podMonitor.enabled) -}}
+{{- include "plane.refusal" (list "dashboards.enabled"
+      "true, while podMonitor.enabled is false"
+      "They show what the PodMonitor collects, and would stay empty without it"
+      "podMonitor.enabled: true, or dashboards.enabled: false") -}}
 {{- end -}}
 {{- end -}}
 

@@ -1,6 +1,6 @@
 """Runs every layer of tests that this machine can run, and says which it did not run and why.
 
---fast needs packages and module downloads only and builds nothing, so it leaves out a layer whose tool is not built
+--fast needs packages and module downloads only and builds nothing, so it leaves out a layer whose tools are not built
 yet. After `--`, arguments for pytest: scripts/test router -- -k residency -x
 """
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from inference_plane import promtool
+from inference_plane import tools
 from inference_plane.checkout import ROOT
 from inference_plane.manifests.crds import CRDError
 
@@ -18,13 +18,15 @@ LAYERS = {
     "values": (("values", "charts", "test_commands.py", "test_fit.py"), "typos, types, combinations that do not fit"),
     "render": (("render",), "regressions, drift, dead values; objects and relations of every install"),
     "objects": (("manifests",), "what an API server would refuse or prune: schemas, CRDs with their CEL rules"),
+    "delivery": (("delivery",), "Applications that render something else, packages, workflows, one file a model"),
     "parts": (("lua", "middleware", "onehost", "bench"), "the body scan, the engine middleware, the stand-ins"),
-    "alerts": (
-        ("alerts",),
-        "alerts that stay silent or fire for nothing: Prometheus' own engine on the rendered rules",
-    ),
+    "alerts": (("alerts",), "alerts that stay silent or fire for nothing: Prometheus' own engine on the rendered rules"),
     "router": (("router", "demo"), "lost requests, leaks, wrong accounting: real Envoy on the rendered files"),
+    "lint": (("lint",), "what chart-testing and actionlint refuse, both built once from Go modules"),
 }
+
+#: The tools that layers build once, into .cache.
+BUILDS = {"alerts": ("promtool",), "lint": ("ct", "actionlint")}
 
 #: Layers of the design that are not here, and why: printed, so that nobody takes green for more than it is.
 LEFT_OUT = {
@@ -46,28 +48,31 @@ def main() -> int:
     if unknown := sorted(set(arguments.layers) - set(LAYERS)):
         parser.error(f"no layer {', '.join(unknown)}: the layers are {', '.join(LAYERS)}")
 
-    paths = []
-    for name, (folders, catches) in LAYERS.items():
-        if name == "alerts" and arguments.fast and not promtool.path().is_file():
-            print("not run alerts: promtool is not built; ./scripts/test alerts builds it, some minutes once")
-        elif not arguments.layers or name in arguments.layers:
-            print(f"layer {name}: {catches}")
-            paths += [f"tests/{folder}" for folder in folders]
-        else:
+    chosen = []
+    for name, (_, catches) in LAYERS.items():
+        unbuilt = [tool for tool in BUILDS.get(name, ()) if not tools.path(tool).is_file()]
+        if arguments.layers and name not in arguments.layers:
             print(f"not run {name}: not asked for")
+        elif arguments.fast and unbuilt:
+            takes = " and ".join(tools.TOOLS[tool].takes for tool in unbuilt)
+            print(f"not run {name}: --fast builds nothing; ./scripts/test {name} builds {', '.join(unbuilt)}, {takes}")
+        else:
+            print(f"layer {name}: {catches}")
+            chosen.append(name)
     for name, reason in LEFT_OUT.items():
         print(f"not run {name}: {reason}")
     sys.stdout.flush()
-    if not paths:
-        return 1
+    if not chosen:
+        parser.error("no layer is left to run")
 
     started = time.monotonic()
-    if "tests/alerts" in paths:
-        try:
-            promtool.build()
-        except CRDError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+    try:
+        for tool in [tool for name in chosen for tool in BUILDS.get(name, ())]:
+            tools.build(tool)
+    except (tools.ToolError, CRDError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    paths = [f"tests/{folder}" for name in chosen for folder in LAYERS[name][0]]
     # Four processes on two cores: the tests of the router wait more than they work.
     command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadgroup", *paths, *words[split + 1 :]]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode

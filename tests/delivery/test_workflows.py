@@ -1,0 +1,63 @@
+"""The workflows: least privilege, pinned actions, commands that exist. `tests/lint` runs actionlint over them."""
+
+import re
+
+import pytest
+import yaml
+
+from inference_plane.checkout import ROOT
+
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+
+#: Who may write, and why: a release is the one thing that publishes.
+WRITES = {"release.yaml": {"contents": "write", "packages": "write", "id-token": "write"}}
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.name)
+def file(request):
+    return request.param
+
+
+@pytest.fixture
+def workflow(file):
+    # PyYAML reads the key `on` as a boolean; nothing here asks for it.
+    return yaml.safe_load(file.read_text())
+
+
+def test_a_workflow_may_read_and_only_a_release_may_write(file, workflow):
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job.get("permissions", {}) == WRITES.get(file.name, {})
+        assert job["timeout-minutes"] <= 60
+
+
+def test_actions_are_pinned_by_commit_with_their_version(file):
+    uses = re.findall(r"uses: (.*)", file.read_text())
+    assert uses
+    for line in uses:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line
+
+
+def test_an_action_is_pinned_once():
+    pins = {}
+    for file in FILES:
+        for action, pin in re.findall(r"uses: ([^@]+)@(.*)", file.read_text()):
+            assert pins.setdefault(action, pin) == pin
+
+
+def test_credentials_of_the_checkout_do_not_stay(workflow):
+    for job in workflow["jobs"].values():
+        (checkout,) = (s for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@"))
+        assert checkout["with"]["persist-credentials"] is False
+
+
+def test_scripts_that_are_called_exist(file):
+    for script in re.findall(r"\./((?:scripts|\.ci)/[\w-]+)", file.read_text()):
+        assert (ROOT / script).stat().st_mode & 0o100, script
+
+
+def test_no_expression_stands_in_a_shell_script(workflow):
+    """What somebody else writes, such as a branch's name, would run as a command there."""
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            assert "${{" not in step.get("run", "")

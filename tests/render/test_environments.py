@@ -1,0 +1,69 @@
+"""What the environments' files promise of each other."""
+
+import pytest
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import VALUES
+from inference_plane.environments import environments
+
+NAMES = ("auto-mode", "dev", "local", "neuron", "prod-dr", "prod", "staging")
+
+#: What an entry of the other Region may say differently. Not its residency, nor where it falls back to.
+DIFFERS = {"replicas", "canary"}
+
+
+def load(name):
+    return yaml.safe_load((VALUES / f"{name}.yaml").read_text())
+
+
+def test_every_environment_is_here():
+    assert [path.stem for path in environments()] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_model_is_without_an_owner_where_teams_are_named(name):
+    shared = load(name)["global"]
+    if teams := shared.get("teams"):
+        assert {entry.get("team") for entry in shared["models"].values()} <= set(teams)
+        assert all(team["costCenter"] for team in teams.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_come_from_a_bucket_of_the_region_where_a_bucket_names_one(name):
+    shared = load(name)["global"]
+    for entry in shared["models"].values():
+        bucket = entry["source"].split("/")[2]
+        assert bucket.endswith(shared["aws"]["region"]) or not any(part.isdigit() for part in bucket.split("-"))
+
+
+def test_the_other_region_has_production_s_entries():
+    here, there = load("prod")["global"], load("prod-dr")["global"]
+    moved = yaml.safe_load(yaml.safe_dump(here).replace(here["aws"]["region"], there["aws"]["region"]))
+    for shared in ("residency", "teams", "modelDefaults"):
+        assert there[shared] == moved[shared]
+    assert there["models"].keys() == moved["models"].keys()
+    for name, entry in there["models"].items():
+        assert {k: v for k, v in entry.items() if k not in DIFFERS} == {
+            k: v for k, v in moved["models"][name].items() if k not in DIFFERS}
+        assert entry["replicas"]["min"] <= moved["models"][name]["replicas"]["min"]
+        # It must be able to grow to what the lost Region had.
+        most = {"max": entry["replicas"].get("max"), "min": moved["models"][name]["replicas"]["min"]}
+        assert moved["models"][name]["replicas"].get("max") == most["max"]
+
+
+def test_a_prompt_of_production_reaches_what_its_entry_says_and_no_more():
+    """The same by Envoy's files as by the values, in both Regions."""
+    for name in ("prod", "prod-dr"):
+        shared = load(name)["global"]
+        data = helm.template("inference-plane", values=load(name)).find("ConfigMap", "router-xds")["data"]
+        clusters = {c["name"]: c for c in yaml.safe_load(data["clusters.json"])["resources"]}
+        bedrock = {cluster.removeprefix("bedrock/") for cluster in clusters if cluster.startswith("bedrock/")}
+        assert bedrock == {model for model, entry in shared["models"].items() if entry.get("fallback")}
+        for model in bedrock:
+            (group,) = clusters[f"bedrock/{model}"]["load_assignment"]["endpoints"]
+            (endpoint,) = group["lb_endpoints"]
+            host = endpoint["endpoint"]["address"]["socket_address"]["address"]
+            assert host == f"bedrock-runtime.{shared['aws']['region']}.amazonaws.com"
+        assert shared["models"]["clinical-summary"]["residency"] == "cluster"
+        assert "clinical-summary" not in bedrock
