@@ -16,7 +16,6 @@ from inference_plane.checkout import CHARTS, ROOT
 
 CHART = CHARTS / "vllm"
 CI = sorted(CHART.glob("ci/*-values.yaml"))
-#: The chart's own and the library's for engines, which stand at its root.
 FLAGS = set((ROOT / "tests/data/vllm-0.32/serve-flags.txt").read_text().split())
 
 MODEL = {
