@@ -350,7 +350,6 @@ class TestPods:
             assert rules == ([(reached, port)] if caller and reached else []), policy["metadata"]["name"]
 
 
-IDENTITY = "global.identity"
 LONG = "a-namespace-of-a-team-with-a-long-name"
 REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pod identity by ack without the account and the cluster": (

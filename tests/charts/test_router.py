@@ -59,7 +59,9 @@ REFUSALS = {
         "client could reach the router. Set the CIDRs of the load balancer's subnets, or clientNamespaces.",
     ),
     "more models than a ConfigMap holds": (
-        {"global": {"models": {f"model-{n}": VALUES["global"]["models"]["clinical-summary"] | {"servedNames": []} for n in range(160)}}},
+        {"global": {"models": {
+            f"model-{n}": VALUES["global"]["models"]["clinical-summary"] | {"servedNames": []} for n in range(160)
+        }}},
         "KiB of the 900 that a ConfigMap holds for them. The API server would refuse the ConfigMap. Set fewer models in "
         "this environment, or split them over two planes.",
     ),
@@ -128,7 +130,8 @@ def test_every_cluster_states_its_limits_and_bedrock_its_tls():
             assert tls["sni"] == "bedrock-runtime.eu-central-1.amazonaws.com"
             (name,) = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
             assert name["matcher"] == {"exact": tls["sni"]}
-            filters = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["http_filters"]
+            (options,) = cluster["typed_extension_protocol_options"].values()
+            filters = options["http_filters"]
             assert [f["name"].rsplit(".", 1)[1] for f in filters] == [
                 "header_mutation", "lua", "aws_request_signing", "upstream_codec",
             ]  # fmt: skip
