@@ -556,6 +556,19 @@ class TestCommand:
         assert iam.main([file, "records"]) == 0
         assert json.loads(capsys.readouterr().out)["name"] == "inference-care-records"
 
+    def test_the_release_s_namespace_is_whom_the_roles_trust(
+        self, file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert iam.main([file, "--namespace", "edge"]) == 0
+        found = {role["serviceAccount"]: role for role in json.loads(capsys.readouterr().out)}
+        assert {account: role["namespace"] for account, role in found.items()} == {
+            "records": "care", "router": "edge", "summary": "edge",
+        }  # fmt: skip
+        for role in found.values():
+            (statement,) = role["trust"]["Statement"]
+            trusted = statement["Condition"]["StringEquals"]["aws:RequestTag/kubernetes-namespace"]
+            assert trusted == role["namespace"]
+
     def test_irsa_and_a_boundary(self, tmp_path: pathlib.Path) -> None:
         boundary = f"arn:aws:iam::{ACCOUNT}:policy/workloads"
         whole = values(merged(IRSA, {"identity": {"manage": "external", "permissionsBoundaryArn": boundary}}))
