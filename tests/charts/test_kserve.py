@@ -75,8 +75,8 @@ def test_what_belongs_to_the_pods_is_that_of_the_chart_vllm():
     for kind in ("Service", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"):
         own, other = ours.find(kind, "m"), theirs.find(kind, "m")
         assert (own.get("spec"), own["metadata"]["name"]) == (other.get("spec"), other["metadata"]["name"])
-    strangers = [r.find("Pod", f"plane-{engine}-stranger")["spec"] for r, engine in ((ours, "kserve"), (theirs, "vllm"))]
-    assert strangers[0] == strangers[1]
+    strangers = [r.find("Pod", f"plane-{name}-stranger") for r, name in ((ours, "kserve"), (theirs, "vllm"))]
+    assert strangers[0]["spec"] == strangers[1]["spec"]
     files = [r.find("ConfigMap", f"plane-{engine}-files")["data"] for r, engine in ((ours, "kserve"), (theirs, "vllm"))]
     assert files[0] == files[1]
 

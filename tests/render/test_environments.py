@@ -92,6 +92,14 @@ def test_production_lets_in_whom_it_names_and_nobody_of_the_internet(name):
     assert all(ipaddress.ip_network(cidr).is_private for cidr in said["inbound-cidrs"].split(","))
 
 
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_has_alerts_of_the_router_of_every_model_and_of_every_fleet(name):
+    rendered = helm.template("inference-plane", values=load(name))
+    services = {service["metadata"]["name"] for service in rendered.of_kind("Service")}
+    expected = services | {f"router.{model}" for model in load(name)["global"]["models"]}
+    assert {rule["metadata"]["name"] for rule in rendered.of_kind("PrometheusRule")} == expected
+
+
 def test_no_two_environments_of_an_account_have_a_role_of_one_name():
     """Roles belong to the account: the second would take the first one's cluster out of its trust."""
     owners = {}

@@ -322,9 +322,8 @@ def test_the_helm_test_passes_at_a_router_and_nowhere_else(bed: Bed) -> None:
     (container,) = bed.render.find("Pod", "router-test")["spec"]["containers"]
 
     def status(router: str) -> int:
-        command = [*container["command"], *container["args"]]
-        done = subprocess.run(command, env=os.environ | {"ROUTER": router}, capture_output=True, timeout=60, check=False)
-        return done.returncode
+        command, env = [*container["command"], *container["args"]], os.environ | {"ROUTER": router}
+        return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False).returncode
 
     assert status(bed.url) == 0
     # The other listener answers too, but knows no model.
