@@ -15,6 +15,7 @@ from metrics_harness import Series, captured, complaints, dashboards, queries, r
 from inference_plane import helm
 from inference_plane.checkout import ROOT
 from inference_plane.environments import chart_values
+from inference_plane.manifests.kserve import deployments
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
 ON = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}}
@@ -224,6 +225,18 @@ def test_a_runbook_says_what_to_do() -> None:
             if name.startswith("Inference"):
                 assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == wanted, name
                 assert len(re.findall(r"^(?:kubectl|aws) ", text, re.MULTILINE)) >= 3, name
+
+
+def test_the_commands_of_runbooks_fit_either_engine() -> None:
+    """KServe calls a model's Deployment and container otherwise; the labels and the first container are the same."""
+    commands = [c for path in RUNBOOKS.glob("*.md") for c in re.findall(r"^kubectl .*", path.read_text(), re.MULTILINE)]
+    assert not [command for command in commands if re.search(r"deployment/MODEL|--container", command)]
+    selectors = {found for command in commands for found in re.findall(r"--selector (\S+)", command)}
+    for engine in ("vllm", "kserve"):
+        objects = render("inference-plane", values_with(global__modelDefaults={"engine": engine})).objects
+        pods = [o["spec"]["template"] for o in [*objects, *deployments(objects)] if o["kind"] == "Deployment"]
+        labels = {f"{key}={value}" for pod in pods for key, value in pod["metadata"]["labels"].items()}
+        assert {selector.replace("MODEL", "summary") for selector in selectors} <= labels
 
 
 def test_runbooks_may_be_elsewhere() -> None:
