@@ -232,6 +232,16 @@ def test_a_leaving_pod_serves_as_long_as_it_says_and_is_not_killed_before():
     assert pod["terminationGracePeriodSeconds"] > 90
 
 
+def test_probes_ask_the_listener_that_a_full_router_answers():
+    (container,) = render().find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+    asked = [container[f"{kind}Probe"]["httpGet"] for kind in ("readiness", "liveness")]
+    assert asked == [{"path": "/ready", "port": "status"}] * 2
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
+    listeners = {one["name"]: one["address"]["socket_address"] for one in bootstrap["static_resources"]["listeners"]}
+    assert ports == {"http": listeners["plane"]["port_value"], "status": listeners["status"]["port_value"]}
+
+
 def test_the_policy_names_every_flow_and_no_other():
     policy = render().find("NetworkPolicy", "router")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]

@@ -207,8 +207,11 @@ retry_host_predicate:
   - name: envoy.retry_host_predicates.previous_hosts
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-{{- /* The balancer picks at random: of two pods, 3 picks would be the sick one again in one case of 16. */}}
-host_selection_retry_max_attempts: 20
+{{- /*
+A pod that errs at once has the fewest requests, so that of two pods each pick is the sick one again in 3 cases of 4: 50
+picks in one of a million, 20 would in 3 of a thousand.
+*/}}
+host_selection_retry_max_attempts: 50
 {{- if .refresh }}
 refresh_cluster_on_retry: true
 {{- end }}
