@@ -1,5 +1,6 @@
 """What the environments' files promise of each other, and production's of itself."""
 
+import collections
 import ipaddress
 
 import pytest
@@ -56,6 +57,20 @@ def test_the_other_region_has_production_s_entries():
         # It must be able to grow to what the lost Region had.
         most = {"max": entry["replicas"].get("max"), "min": moved["models"][name]["replicas"]["min"]}
         assert moved["models"][name]["replicas"].get("max") == most["max"]
+
+
+def test_the_other_region_has_room_for_all_that_the_lost_one_may_run():
+    """Otherwise the upgrade of that day is refused, or replicas stay Pending."""
+    values, lost = load("prod-dr"), load("prod")["global"]["models"]
+    needed = collections.Counter()
+    for name, entry in values["global"]["models"].items():
+        entry["replicas"] = lost[name]["replicas"]
+        most = entry["replicas"].get("max", entry["replicas"]["min"])
+        pool = f"inference-{entry['accelerator']}-{entry.get('traffic', 'interactive')}"
+        needed[pool] += most * entry.get("tensorParallelSize", 1)
+    pools = helm.template("inference-plane", values=values).of_kind("NodePool")
+    limits = {pool["metadata"]["name"]: pool["spec"]["limits"]["nvidia.com/gpu"] for pool in pools}
+    assert needed.keys() == limits.keys() and all(needed[pool] <= limits[pool] for pool in needed)
 
 
 def test_a_prompt_of_production_reaches_what_its_entry_says_and_no_more():
