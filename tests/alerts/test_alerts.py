@@ -38,6 +38,11 @@ VALUES = {
             },
             "intake": {**ENTRY, "source": "s3://models/intake/v1/", "replicas": {"min": 2}},
             "night": {**ENTRY, "source": "s3://models/night/v1/", "traffic": "batch"},
+            "trial": {
+                **ENTRY,
+                "source": "s3://models/trial/v1/",
+                "canary": {"source": "s3://models/trial/v2/", "percent": 10},
+            },
         },
     },
 }
@@ -141,6 +146,7 @@ LABELS = {
     "summary": {"model": "summary", "residency": "region", "team": "appeals", "cost_center": "4711"},
     "intake": {"model": "intake", "residency": "cluster"},
     "night": {"model": "night", "residency": "cluster"},
+    "trial": {"model": "trial", "residency": "cluster"},
 }
 
 CASES = [
@@ -372,6 +378,20 @@ CASES = [
         description="3 engines are ready; replicas are 2 to 4. That has lasted 30m: fewer than the minimum, or fewer "
         "than the maximum while engines turn requests away.",
         silent={"engines that err": [*fleet("summary", 10, engines=3), retried("summary", 5, code="500")]},
+    ),
+    Case(
+        "InferenceCanaryEmpty",
+        model="trial",
+        fires=[*fleet("trial", 10), router("envoy_cluster_membership_healthy", "1x200", "fleet/trial-canary")],
+        severity="warning",
+        summary="Canary without an engine: trial",
+        description="No engine of the canary has been ready for 30m, so the 10 % of the requests that are meant for it "
+        "go to the stable fleet.",
+        silent={
+            "an engine": [router("envoy_cluster_membership_healthy", "2x200", "fleet/trial-canary")],
+            "a node on its way": [router("envoy_cluster_membership_healthy", "2x45 1x10 2x100", "fleet/trial-canary")],
+            "the stable fleet's": fleet("trial", 10, engines=0),
+        },
     ),
     Case(
         "InferenceRequestsTurnedAway",

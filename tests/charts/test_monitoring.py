@@ -198,6 +198,11 @@ def test_labels_for_a_prometheus_stand_on_what_it_reads() -> None:
             assert found == ("stack" if o["kind"] in ("PodMonitor", "PrometheusRule") else None), o["metadata"]["name"]
 
 
+#: With a canary too, whose clusters the capture does not have.
+CANARY = {"global__models__summary__canary": {"source": "s3://models/summary/v2/", "percent": 10}}
+TRIED = values_with(**CANARY)
+
+
 # --- runbooks --------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +217,7 @@ def anchors() -> dict[str, str]:
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
     base = "https://github.com/inference-plane/inference-plane/blob/main/docs/runbooks/"
-    links = {r["annotations"]["runbook_url"]: r["alert"] for c in CHARTS_ON for r in rules(render(c).objects)}
+    links = {r["annotations"]["runbook_url"]: r["alert"] for c in CHARTS_ON for r in rules(render(c, TRIED).objects)}
     assert all(link.startswith(base) for link in links)
     assert {link.removeprefix(base): name for link, name in links.items()} == anchors()
 
@@ -233,7 +238,7 @@ def test_the_commands_of_runbooks_fit_either_engine() -> None:
     assert not [command for command in commands if re.search(r"deployment/MODEL|--container", command)]
     selectors = {found for command in commands for found in re.findall(r"--selector (\S+)", command)}
     for engine in ("vllm", "kserve"):
-        objects = render("inference-plane", values_with(global__modelDefaults={"engine": engine})).objects
+        objects = render("inference-plane", values_with(**CANARY, global__modelDefaults={"engine": engine})).objects
         pods = [o["spec"]["template"] for o in [*objects, *deployments(objects)] if o["kind"] == "Deployment"]
         labels = {f"{key}={value}" for pod in pods for key, value in pod["metadata"]["labels"].items()}
         assert {selector.replace("MODEL", "summary") for selector in selectors} <= labels
@@ -250,7 +255,7 @@ def test_the_guide_lists_the_alerts() -> None:
         r"^\| `(Inference\w+)` \| (\w+)", (ROOT / "docs" / "observability.md").read_text(), re.MULTILINE
     )
     severities: dict[str, set[str]] = {}
-    for chart, values in itertools.product(CHARTS_ON, (VALUES, values_with(global__models__intake__traffic="batch"))):
+    for chart, values in itertools.product(CHARTS_ON, (TRIED, values_with(global__models__intake__traffic="batch"))):
         for rule in rules(render(chart, values).objects):
             severities.setdefault(rule["alert"], set()).add(rule["labels"]["severity"])
     assert dict(listed) == {
@@ -351,15 +356,14 @@ def test_dashboards_of_what_nobody_collects_are_refused() -> None:
 
 
 def test_a_canary_has_alerts_of_its_own_and_counts_with_its_model() -> None:
-    values = values_with(global__models__summary__canary={"source": "s3://models/summary/v2/", "percent": 10})
-    engines = render("vllm", values).find("PrometheusRule", "summary-canary")["spec"]["groups"][0]["rules"]
+    engines = render("vllm", TRIED).find("PrometheusRule", "summary-canary")["spec"]["groups"][0]["rules"]
     assert all('job="inference/summary-canary"' in rule["expr"] for rule in engines)
     assert {rule["labels"]["model"] for rule in engines} == {"summary"}
-    behind = render("router", values).find("PrometheusRule", "router.summary")["spec"]["groups"][0]["rules"]
+    behind = render("router", TRIED).find("PrometheusRule", "router.summary")["spec"]["groups"][0]["rules"]
     fails = next(rule["expr"] for rule in behind if rule["alert"] == "InferenceRequestsFail")
     assert 'envoy_cluster_name=~"(fleet|bedrock)/summary(-canary)?"' in fails
     # Another model may be called so where there is no canary.
-    other = render("router", values).find("PrometheusRule", "router.intake")["spec"]["groups"][0]["rules"]
+    other = render("router", TRIED).find("PrometheusRule", "router.intake")["spec"]["groups"][0]["rules"]
     assert not [rule for rule in other if "canary" in rule["expr"]]
 
 

@@ -66,7 +66,7 @@ It is the model's entry, the canary's with what `canary` says instead, and
 {{- $_ := set $fleets $name (mergeOverwrite (deepCopy $model) $stable) -}}
 {{- with $model.canary -}}
 {{- $fleet := printf "%s-canary" $name -}}
-{{- $canary := mergeOverwrite (omit $model "canary" "compiled" "replicas" | deepCopy) (deepCopy .) -}}
+{{- $canary := mergeOverwrite (omit $model "canary" "compiled" | deepCopy) (deepCopy .) -}}
 {{- $_ := mergeOverwrite $canary (dict "fleet" $fleet "path" (printf "%s.canary" $path)) -}}
 {{- $_ := set $canary "version" (include "plane.version" .source) -}}
 {{- $_ := set $canary "replicas" (mergeOverwrite (dict "min" 1) (.replicas | default dict)) -}}

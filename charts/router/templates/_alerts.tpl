@@ -101,6 +101,15 @@ or
         "fewer than the minimum, or fewer than the maximum while engines turn requests away.")
         $min $max $alerts.fleetPatience)) -}}
 
+{{- if and $model.canary (gt (int ($model.canary | default dict).percent) 0) -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceCanaryEmpty" "severity" "warning" "for" $alerts.fleetPatience "runbook" "node-starvation"
+      "expr" (printf `max(envoy_cluster_membership_healthy{%s="fleet/%s-canary"}) - 1 < 1` $at $model.name)
+      "summary" (printf "Canary without an engine: %s" $model.name)
+      "description" (printf (print "No engine of the canary has been ready for %s, so the %d %% of the requests that are "
+        "meant for it go to the stable fleet.") $alerts.fleetPatience (int $model.canary.percent))) -}}
+{{- end -}}
+
 {{- $rules = append $rules (dict
       "alert" "InferenceRequestsTurnedAway" "severity" $page "for" "10m" "runbook" "node-starvation"
       "expr" (include "router.share" (list
