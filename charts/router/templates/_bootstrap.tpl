@@ -50,6 +50,9 @@ static_resources:
       load_assignment:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
+    {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
+    - {{ include "router.jwksCluster" . | nindent 6 | trim }}
+    {{- end }}
   listeners:
     - name: plane
       address:
@@ -157,6 +160,7 @@ rds:
     resource_api_version: V3
     path_config_source: {path: xds/routes.json, watched_directory: {path: xds}}
 http_filters:
+  {{- include "router.authFilters" . | nindent 2 }}
   - name: envoy.filters.http.lua
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
@@ -217,6 +221,9 @@ request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
 path: "%REQ(:path):128%"
+team: "%DYNAMIC_METADATA(inference-plane:team)%"
+cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
+subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
 requested_model: "%DYNAMIC_METADATA(inference-plane:requested_model)%"
 requested_residency: "%DYNAMIC_METADATA(inference-plane:requested_residency)%"
 model: "%CLUSTER_METADATA(inference-plane:model)%"
@@ -243,6 +250,25 @@ duration_ms: "%DURATION%"
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
 {{- define "router.errorBodies" -}}
 mappers:
+  - filter: {{ include "router.metadataIs" (list 401 "envoy.filters.http.jwt_authn" "failed.message" "Jwks remote fetch is failed") }}
+    status_code: 503
+    headers_to_add:
+      {{- include "router.reason" "authentication" | nindent 6 }}
+      {{- include "router.retryAfter" . | nindent 6 }}
+    body_format_override: {{ include "router.errorBody" (list "server_error" "The keys of the tokens' issuer could not be fetched, so no token can be verified.") | nindent 6 }}
+  {{- range list 401 403 }}
+  # Envoy says 403 of a wrong audience; RFC 6750 says 401, as of every token that is not valid.
+  - filter: {{ include "router.metadataIs" (list . "envoy.filters.http.jwt_authn" "failed") }}
+    status_code: 401
+    headers_to_add: {{ include "router.reason" "authentication" | nindent 6 }}
+    body_format_override: {{ include "router.errorBody" (list "authentication_error" "No valid token: %DYNAMIC_METADATA(envoy.filters.http.jwt_authn:failed:message)%.") | nindent 6 }}
+  {{- end }}
+  - filter: {{ include "router.metadataIs" (list 403 "inference-plane" "no_team") }}
+    headers_to_add: {{ include "router.reason" "access" | nindent 6 }}
+    body_format_override: {{ include "router.errorBody" (list "permission_error" "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 403) }}
+    headers_to_add: {{ include "router.reason" "access" | nindent 6 }}
+    body_format_override: {{ include "router.errorBody" (list "permission_error" "The team `%DYNAMIC_METADATA(inference-plane:team)%` may not call the model `%REQ(x-plane-model)%`.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
@@ -252,9 +278,7 @@ mappers:
   - filter: {{ include "router.statusIs" (list 413) }}
     body_format_override: {{ include "router.errorBody" (list "invalid_request_error" (printf "The body is larger than %d MiB." (int .Values.maxBodyMiB))) | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 503) }}
-    headers_to_add:
-      - header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
-        append_action: OVERWRITE_IF_EXISTS_OR_ADD
+    headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
     body_format_override: {{ include "router.errorBody" (list "overloaded_error" "No engine can take the request now (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 504) }}
     body_format_override: {{ include "router.errorBody" (list "timeout_error" "The answer took too long (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
@@ -277,4 +301,26 @@ json_format: {error: {message: {{ last . | quote }}, type: {{ first . }}, param:
 {{- else -}}
 {{ dict "and_filter" (dict "filters" (list $status (dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true))))) | toJson }}
 {{- end -}}
+{{- end -}}
+
+{{/* The same for the request's metadata at a path of keys: (list STATUS NAMESPACE PATH), of this VALUE where one follows. */}}
+{{- define "router.metadataIs" -}}
+{{- $path := list -}}
+{{- range splitList "." (index . 2) }}{{ $path = append $path (dict "key" .) }}{{ end -}}
+{{- $value := dict "present_match" true -}}
+{{- if eq (len .) 4 }}{{ $value = dict "string_match" (dict "exact" (last .)) }}{{ end -}}
+{{- $matcher := dict "filter" (index . 1) "path" $path "value" $value -}}
+{{- $filter := dict "metadata_filter" (dict "matcher" $matcher "match_if_key_not_found" false) -}}
+{{ dict "and_filter" (dict "filters" (list (include "router.statusIs" (list (first .)) | fromJson) $filter)) | toJson }}
+{{- end -}}
+
+{{/* x-plane-reason on a reply of the router's own. */}}
+{{- define "router.reason" -}}
+- header: {key: x-plane-reason, value: {{ . }}}
+  append_action: OVERWRITE_IF_EXISTS_OR_ADD
+{{- end -}}
+
+{{- define "router.retryAfter" -}}
+- header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
+  append_action: OVERWRITE_IF_EXISTS_OR_ADD
 {{- end -}}
