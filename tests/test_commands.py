@@ -30,7 +30,7 @@ ENVIRONMENT = {
         },
     },
     "vllm": {"select": {"team": "appeals"}},
-    "router": {"replicas": 3},
+    "router": {"replicas": 3, "auth": {"mode": "none"}},
 }
 
 
