@@ -33,7 +33,7 @@ from router_harness import (
 
 from inference_plane import helm
 from inference_plane.onehost.bed import Bed
-from inference_plane.onehost.issuer import AUDIENCE, ISSUER, Authority, Issuer
+from inference_plane.onehost.issuer import AUDIENCE, Authority, Issuer
 from inference_plane.onehost.replay import ReplayEngine
 from inference_plane.onehost.serving import ServerThread
 
@@ -275,13 +275,29 @@ def test_one_team_among_other_groups_is_enough(bed, client, audit, issuer, group
     assert audit.of(reply)["team"] == "care"
 
 
-@pytest.mark.parametrize("claimed", ["care", "x-plane-team", "inference-plane"])
-def test_a_claim_reaches_no_engine_and_neither_does_the_token(bed, client, issuer, claimed):
-    prompt = marker()
-    reply = client.ask(CHAT, chat_body("records", prompt), bearer(issuer.token("care", sub=claimed)))
-    assert reply.status == 200
+def test_neither_the_token_nor_what_it_says_reaches_an_engine(bed, client, issuer):
+    token = issuer.token("care", sub="nurse@payer.example")
+    assert client.ask(CHAT, chat_body("records"), bearer(token)).status == 200
     (seen,) = bed.engines["records"][0].requests
-    assert not {"authorization", "x-plane-team", "x-plane-subject"} & set(seen.headers)
+    assert not [value for value in seen.headers.values() if token in value or "nurse" in value or "care" in value]
+
+
+def test_a_script_that_fails_lets_nobody_in(tmp_path, issuer):
+    class Broken(Bed):
+        def rendered(self, values):
+            text = super().rendered(values).text
+            broken = text.replace("local context, metadata =", "error() local context, metadata =")
+            assert broken != text
+            return helm.Render(broken)
+
+    with Broken(tmp_path, values=values(issuer.values())) as bed:
+        client = Client(bed.url)
+        try:
+            reply = client.ask(CHAT, chat_body("drafts"), bearer(issuer.token("care")))
+        finally:
+            client.close()
+        assert reply.status == 403, str(reply)
+        assert prompts(bed) == 0
 
 
 # --- access ----------------------------------------------------------------------------------------------------------
@@ -409,25 +425,6 @@ def test_the_tighter_of_token_and_header_decides(bed, client, audit, issuer, cla
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_script_that_fails_lets_nobody_in(tmp_path, issuer):
-    class Broken(Bed):
-        def rendered(self, values):
-            text = super().rendered(values).text
-            broken = text.replace("function envoy_on_request(h)\n      local context", "function envoy_on_request(h)\n      error() local context")
-            broken = broken.replace("function envoy_on_request(h)\n    local context", "function envoy_on_request(h)\n    error() local context")
-            assert broken != text
-            return helm.Render(broken)
-
-    with Broken(tmp_path, values=values(issuer.values())) as bed:
-        client = Client(bed.url)
-        try:
-            reply = client.ask(CHAT, chat_body("drafts"), bearer(issuer.token("care")))
-        finally:
-            client.close()
-        assert reply.status == 403, str(reply)
-        assert prompts(bed) == 0
-
-
 class TestKeysThatAreFetched:
     """The issuer's keys by HTTPS, from a server that has to prove its name."""
 
@@ -517,8 +514,3 @@ class TestKeysThatAreFetched:
                 assert issuer.fetches == 0
             finally:
                 client.close()
-
-
-def test_the_stand_in_says_who_it_is(issuer):
-    claims = jwt.decode(issuer.token("care"), options={"verify_signature": False})
-    assert (claims["iss"], claims["aud"]) == (ISSUER, AUDIENCE)

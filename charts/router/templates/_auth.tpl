@@ -50,6 +50,51 @@ can send.
 {{- end -}}
 {{- end -}}
 
+{{/* What the router says to whom it does not serve, as mappers of local replies; nothing with auth.mode none. */}}
+{{- define "router.authErrors" -}}
+{{- if eq .Values.auth.mode "jwt" -}}
+- filter: {{ include "router.metadataIs" (list 401 "envoy.filters.http.jwt_authn" "failed.message" "Jwks remote fetch is failed") }}
+  status_code: 503
+  headers_to_add:
+    {{- include "router.reason" "authentication" | nindent 4 }}
+    {{- include "router.retryAfter" . | nindent 4 }}
+  body_format_override: {{ include "router.errorBody" (list "server_error" "The keys of the tokens' issuer could not be fetched, so no token can be verified.") | nindent 4 }}
+{{- range list 401 403 }}
+# Envoy says 403 of a wrong audience; RFC 6750 says 401, as of every token that is not valid.
+- filter: {{ include "router.metadataIs" (list . "envoy.filters.http.jwt_authn" "failed") }}
+  status_code: 401
+  headers_to_add: {{ include "router.reason" "authentication" | nindent 4 }}
+  body_format_override: {{ include "router.errorBody" (list "authentication_error" "No valid token: %DYNAMIC_METADATA(envoy.filters.http.jwt_authn:failed:message)%.") | nindent 4 }}
+{{- end }}
+- filter: {{ include "router.metadataIs" (list 403 "inference-plane" "no_team") }}
+  headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
+  body_format_override: {{ include "router.errorBody" (list "permission_error" "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 4 }}
+- filter: {{ include "router.statusIs" (list 403) }}
+  headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
+  body_format_override: {{ include "router.errorBody" (list "permission_error" "The team `%DYNAMIC_METADATA(inference-plane:team)%` may not call the model `%REQ(x-plane-model)%`.") | nindent 4 }}
+{{- end -}}
+{{- end -}}
+
+{{/*
+An access-log filter for a status and the request's metadata at a path of keys: (list STATUS NAMESPACE PATH), of this
+VALUE where one follows.
+*/}}
+{{- define "router.metadataIs" -}}
+{{- $path := list -}}
+{{- range splitList "." (index . 2) }}{{ $path = append $path (dict "key" .) }}{{ end -}}
+{{- $value := dict "present_match" true -}}
+{{- if eq (len .) 4 }}{{ $value = dict "string_match" (dict "exact" (last .)) }}{{ end -}}
+{{- $matcher := dict "filter" (index . 1) "path" $path "value" $value -}}
+{{- $filter := dict "metadata_filter" (dict "matcher" $matcher "match_if_key_not_found" false) -}}
+{{ dict "and_filter" (dict "filters" (list (include "router.statusIs" (list (first .)) | fromJson) $filter)) | toJson }}
+{{- end -}}
+
+{{/* x-plane-reason on a reply of the router's own. */}}
+{{- define "router.reason" -}}
+- header: {key: x-plane-reason, value: {{ . }}}
+  append_action: OVERWRITE_IF_EXISTS_OR_ADD
+{{- end -}}
+
 {{/* What the routes tell identity.lua: where the claims are, and the team of each value. */}}
 {{- define "router.identityContext" -}}
 {{- $teams := dict -}}
@@ -98,7 +143,10 @@ one entry. With auth.mode none one entry, without teams.
 {{- else -}}
 {{- $_ := set $lists "" (dict "models" $models) -}}
 {{- end -}}
-{{- values $lists | toJson -}}
+{{- /* In an order of their own: that of `values` changes from render to render. */ -}}
+{{- $sorted := list -}}
+{{- range $lists }}{{ $sorted = append $sorted . }}{{ end -}}
+{{- toJson $sorted -}}
 {{- end -}}
 
 {{/* Where the issuer's keys are fetched from. */}}

@@ -250,25 +250,7 @@ duration_ms: "%DURATION%"
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
 {{- define "router.errorBodies" -}}
 mappers:
-  - filter: {{ include "router.metadataIs" (list 401 "envoy.filters.http.jwt_authn" "failed.message" "Jwks remote fetch is failed") }}
-    status_code: 503
-    headers_to_add:
-      {{- include "router.reason" "authentication" | nindent 6 }}
-      {{- include "router.retryAfter" . | nindent 6 }}
-    body_format_override: {{ include "router.errorBody" (list "server_error" "The keys of the tokens' issuer could not be fetched, so no token can be verified.") | nindent 6 }}
-  {{- range list 401 403 }}
-  # Envoy says 403 of a wrong audience; RFC 6750 says 401, as of every token that is not valid.
-  - filter: {{ include "router.metadataIs" (list . "envoy.filters.http.jwt_authn" "failed") }}
-    status_code: 401
-    headers_to_add: {{ include "router.reason" "authentication" | nindent 6 }}
-    body_format_override: {{ include "router.errorBody" (list "authentication_error" "No valid token: %DYNAMIC_METADATA(envoy.filters.http.jwt_authn:failed:message)%.") | nindent 6 }}
-  {{- end }}
-  - filter: {{ include "router.metadataIs" (list 403 "inference-plane" "no_team") }}
-    headers_to_add: {{ include "router.reason" "access" | nindent 6 }}
-    body_format_override: {{ include "router.errorBody" (list "permission_error" "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 6 }}
-  - filter: {{ include "router.statusIs" (list 403) }}
-    headers_to_add: {{ include "router.reason" "access" | nindent 6 }}
-    body_format_override: {{ include "router.errorBody" (list "permission_error" "The team `%DYNAMIC_METADATA(inference-plane:team)%` may not call the model `%REQ(x-plane-model)%`.") | nindent 6 }}
+  {{- include "router.authErrors" . | nindent 2 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
@@ -301,23 +283,6 @@ json_format: {error: {message: {{ last . | quote }}, type: {{ first . }}, param:
 {{- else -}}
 {{ dict "and_filter" (dict "filters" (list $status (dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true))))) | toJson }}
 {{- end -}}
-{{- end -}}
-
-{{/* The same for the request's metadata at a path of keys: (list STATUS NAMESPACE PATH), of this VALUE where one follows. */}}
-{{- define "router.metadataIs" -}}
-{{- $path := list -}}
-{{- range splitList "." (index . 2) }}{{ $path = append $path (dict "key" .) }}{{ end -}}
-{{- $value := dict "present_match" true -}}
-{{- if eq (len .) 4 }}{{ $value = dict "string_match" (dict "exact" (last .)) }}{{ end -}}
-{{- $matcher := dict "filter" (index . 1) "path" $path "value" $value -}}
-{{- $filter := dict "metadata_filter" (dict "matcher" $matcher "match_if_key_not_found" false) -}}
-{{ dict "and_filter" (dict "filters" (list (include "router.statusIs" (list (first .)) | fromJson) $filter)) | toJson }}
-{{- end -}}
-
-{{/* x-plane-reason on a reply of the router's own. */}}
-{{- define "router.reason" -}}
-- header: {key: x-plane-reason, value: {{ . }}}
-  append_action: OVERWRITE_IF_EXISTS_OR_ADD
 {{- end -}}
 
 {{- define "router.retryAfter" -}}

@@ -2,7 +2,7 @@
 --   x-plane-model    the model; absent where the request names none or is refused
 --   x-plane-stream   `usage`: a stream whose client asked for its usage; `plain`: any other stream
 --   x-plane-refused  one message of REFUSALS, for a 400
---   x-residency      the tighter of the client's and its token's: unknown, malformed or repeated, either is the tightest
+--   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
 -- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
