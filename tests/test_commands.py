@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import signal
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +176,12 @@ def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -
         command(["--help"])
     assert exit_.value.code == 0
     assert "example" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_ends_a_command_without_a_traceback() -> None:
+    command = f"set -o pipefail; {checkout.ROOT}/scripts/iam prod | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_fast_builds_nothing_and_says_what_it_leaves_out(

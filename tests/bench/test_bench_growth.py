@@ -13,7 +13,8 @@ LOCAL = yaml.safe_load((VALUES / "local.yaml").read_text())
 
 
 def test_each_model_has_a_name_and_a_source_of_its_own():
-    models = growth.grown({"global": {"models": {"a": {"source": "s3://b/a/v1/", "fallback": None}}}}, 2)["global"]["models"]
+    environment = {"global": {"models": {"a": {"source": "s3://b/a/v1/", "fallback": None}}}}
+    models = growth.grown(environment, 2)["global"]["models"]
     assert {name: entry["source"] for name, entry in models.items()} == {
         "model-000": "s3://b/a-0/v1/", "model-001": "s3://b/a-1/v1/"}
 

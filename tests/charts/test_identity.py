@@ -223,6 +223,34 @@ class TestTrust:
         }
 
 
+#: A second version of a model, which has to be read by a role of its own.
+CANARY = {"models": {"summary": {"canary": {"source": "s3://payer-models/summary/v8/", "percent": 10}}}}
+
+
+class TestCanary:
+    """Each fleet's pods have a role that reads their version and not the other fleet's."""
+
+    def test_with_ack_it_has_a_role_and_an_association_of_its_own(self) -> None:
+        rendered = render(CANARY)
+        for account, version in (("summary", "v7"), ("summary-canary", "v8")):
+            read = policy(rendered, account)[0]
+            assert read["Resource"] == [f"arn:aws:s3:::payer-models/summary/{version}/*"]
+            trusted = trust(rendered, account)["Condition"]["StringEquals"]
+            assert trusted["aws:RequestTag/kubernetes-service-account"] == account
+            association = rendered.find("PodIdentityAssociation", account)["spec"]
+            assert (association["serviceAccount"], association["roleRef"]) == (account, {"from": {"name": account}})
+            assert pod(rendered, account)["serviceAccountName"] == account
+
+    def test_with_irsa_its_account_names_its_own_role(self) -> None:
+        rendered = render(merged(IRSA, CANARY))
+        for account in ("summary", "summary-canary"):
+            role = rendered.find("Role", account)["spec"]["name"]
+            named = rendered.find("ServiceAccount", account)["metadata"]["annotations"]["eks.amazonaws.com/role-arn"]
+            assert named == f"arn:aws:iam::{ACCOUNT}:role/{role}" and role.endswith(f"-{account}")
+            subject = trust(rendered, account)["Condition"]["StringEquals"][f"{HOST}:sub"]
+            assert subject == f"system:serviceaccount:inference:{account}"
+
+
 class TestObjects:
     @pytest.mark.parametrize("overlay", [{}, IRSA], ids=["podIdentity", "irsa"])
     def test_they_are_what_their_controllers_take(self, overlay: dict[str, Any]) -> None:
@@ -351,7 +379,6 @@ class TestPods:
             assert rules == ([(reached, port)] if caller and reached else []), policy["metadata"]["name"]
 
 
-IDENTITY = "global.identity"
 LONG = "a-namespace-of-a-team-with-a-long-name"
 REFUSALS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pod identity by ack without the account and the cluster": (
@@ -556,6 +583,26 @@ class TestCommand:
         assert json.loads(capsys.readouterr().out)["Statement"] == [trust(render(), "records")]
         assert iam.main([file, "records"]) == 0
         assert json.loads(capsys.readouterr().out)["name"] == "inference-care-records"
+
+    def test_the_release_s_namespace_is_whom_the_roles_trust(
+        self, file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert iam.main([file, "--namespace", "edge"]) == 0
+        found = {role["serviceAccount"]: role for role in json.loads(capsys.readouterr().out)}
+        assert {account: role["namespace"] for account, role in found.items()} == {
+            "records": "care", "router": "edge", "summary": "edge",
+        }  # fmt: skip
+        for role in found.values():
+            (statement,) = role["trust"]["Statement"]
+            trusted = statement["Condition"]["StringEquals"]["aws:RequestTag/kubernetes-namespace"]
+            assert trusted == role["namespace"]
+
+    def test_every_role_is_printed_whatever_the_environment_selects(self) -> None:
+        """Terraform would delete the roles of the engines of other releases."""
+        teams = {"teams": {"care": {}}, "models": {"records": {"team": "care", "engine": "kserve"}}}
+        selects = {"vllm": {"select": {"models": ["tiny"]}}, "kserve": {"enabled": False, "select": {"team": "care"}}}
+        whole = values(merged(teams, {"identity": {"manage": "external"}}), **selects)
+        assert {role["serviceAccount"] for role in iam.roles(whole)} == {"records", "router", "summary"}
 
     def test_irsa_and_a_boundary(self, tmp_path: pathlib.Path) -> None:
         boundary = f"arn:aws:iam::{ACCOUNT}:policy/workloads"

@@ -279,7 +279,8 @@ def test_headroom_is_as_large_as_a_replica_of_the_biggest_model_and_gives_way():
 
 def test_headroom_is_nobodys_model_and_talks_to_nobody():
     rendered = render(HEADROOM)
-    labels = rendered.find("Deployment", "inference-l40s-interactive-headroom")["spec"]["template"]["metadata"]["labels"]
+    headroom = rendered.find("Deployment", "inference-l40s-interactive-headroom")
+    labels = headroom["spec"]["template"]["metadata"]["labels"]
     assert not [label for label in labels if label.startswith("inference-plane/")]
     policy = rendered.find("NetworkPolicy", "headroom")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()

@@ -75,6 +75,8 @@ def test_what_belongs_to_the_pods_is_that_of_the_chart_vllm():
     for kind in ("Service", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"):
         own, other = ours.find(kind, "m"), theirs.find(kind, "m")
         assert (own.get("spec"), own["metadata"]["name"]) == (other.get("spec"), other["metadata"]["name"])
+    strangers = [r.find("Pod", f"plane-{name}-stranger") for r, name in ((ours, "kserve"), (theirs, "vllm"))]
+    assert strangers[0]["spec"] == strangers[1]["spec"]
     files = [r.find("ConfigMap", f"plane-{engine}-files")["data"] for r, engine in ((ours, "kserve"), (theirs, "vllm"))]
     assert files[0] == files[1]
 
@@ -250,6 +252,11 @@ def test_a_name_that_kserve_gives_is_refused():
     ) in str(refused.value)
     apart = merged(models, {"m-predictor": {"namespace": "elsewhere"}})
     assert helm.template("kserve", values=values(apart)).find("InferenceService", "m")
+
+
+def test_images_without_a_digest_are_refused_where_one_is_required():
+    digest = {"requireDigest": True, "images": {"vllm": {"digest": "sha256:" + "0" * 64}}}
+    assert [line.partition(":")[0] for line in refusal(**{"global": digest})] == ["- global.images.curl.digest"]
 
 
 def test_scale_to_zero_is_refused():

@@ -15,6 +15,7 @@ from metrics_harness import Series, captured, complaints, dashboards, queries, r
 from inference_plane import helm
 from inference_plane.checkout import ROOT
 from inference_plane.environments import chart_values
+from inference_plane.manifests.kserve import deployments
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
 ON = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}}
@@ -226,6 +227,18 @@ def test_a_runbook_says_what_to_do() -> None:
                 assert len(re.findall(r"^(?:kubectl|aws) ", text, re.MULTILINE)) >= 3, name
 
 
+def test_the_commands_of_runbooks_fit_either_engine() -> None:
+    """KServe calls a model's Deployment and container otherwise; the labels and the first container are the same."""
+    commands = [c for path in RUNBOOKS.glob("*.md") for c in re.findall(r"^kubectl .*", path.read_text(), re.MULTILINE)]
+    assert not [command for command in commands if re.search(r"deployment/MODEL|--container", command)]
+    selectors = {found for command in commands for found in re.findall(r"--selector (\S+)", command)}
+    for engine in ("vllm", "kserve"):
+        objects = render("inference-plane", values_with(global__modelDefaults={"engine": engine})).objects
+        pods = [o["spec"]["template"] for o in [*objects, *deployments(objects)] if o["kind"] == "Deployment"]
+        labels = {f"{key}={value}" for pod in pods for key, value in pod["metadata"]["labels"].items()}
+        assert {selector.replace("MODEL", "summary") for selector in selectors} <= labels
+
+
 def test_runbooks_may_be_elsewhere() -> None:
     values = values_with(global__runbookUrl="https://wiki.example/inference/")
     link = alert(render("router", values), "InferenceRouterDown")["annotations"]["runbook_url"]
@@ -267,6 +280,23 @@ def test_a_dashboard_is_found_and_whole(file: str) -> None:
             kept = re.findall(r"by \(([^)]*)\)", target["expr"])
             legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
             assert legend <= {name.strip() for names in kept for name in names.split(",")}, target
+
+
+@pytest.mark.parametrize(
+    ("file", "title", "label", "canary"),
+    [
+        ("engines", "Replicas on a node, and those that serve", "job", "inference/summary-canary"),
+        ("router", "Share of Amazon Bedrock", "envoy_cluster_name", "fleet/summary-canary"),
+    ],
+)
+def test_a_picked_model_counts_with_its_canary(file: str, title: str, label: str, canary: str) -> None:
+    """Without it a canary that does not start is not seen, and Amazon Bedrock's share looks larger than it is."""
+    board = json.loads(render("router").find("ConfigMap", "router-dashboards")["data"][f"inference-plane-{file}.json"])
+    (panel,) = [panel for panel in board["panels"] if panel["title"] == title]
+    for target in panel["targets"]:
+        picked = target["expr"].replace("$namespace", "inference").replace("$model", "summary")
+        patterns = re.findall(rf'{label}=~"([^"]*)"', picked)
+        assert any(re.fullmatch(pattern, canary) for pattern in patterns), target["expr"]
 
 
 def test_the_sidecar_may_look_for_another_label() -> None:
@@ -331,6 +361,19 @@ def test_a_canary_has_alerts_of_its_own_and_counts_with_its_model() -> None:
     # Another model may be called so where there is no canary.
     other = render("router", values).find("PrometheusRule", "router.intake")["spec"]["groups"][0]["rules"]
     assert not [rule for rule in other if "canary" in rule["expr"]]
+
+
+def test_a_rule_asks_for_the_job_of_a_monitor_in_whatever_namespace() -> None:
+    """Another job has no series, so that nothing fires and nobody hears of it."""
+    intake = {"namespace": "care", "canary": {"source": "s3://models/intake/v2/", "percent": 10}}
+    values = values_with(global__models__intake={**VALUES["global"]["models"]["intake"], **intake})
+    objects = helm.template("inference-plane", values=values, namespace="edge").objects
+    monitors = [o for o in objects if o["kind"] == "PodMonitor"]
+    # Without `jobLabel` the Prometheus Operator calls the job NAMESPACE/NAME.
+    assert not [o["metadata"]["name"] for o in monitors if "jobLabel" in o["spec"]]
+    jobs = {f"{o['metadata']['namespace']}/{o['metadata']['name']}" for o in monitors}
+    assert jobs == {"edge/router", "edge/summary", "care/intake", "care/intake-canary"}
+    assert {job for rule in rules(objects) for job in re.findall(r'job="([^"]*)"', rule["expr"])} == jobs
 
 
 @pytest.mark.parametrize("engine", ["vllm", "kserve"])

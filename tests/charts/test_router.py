@@ -104,7 +104,9 @@ REFUSALS = {
         "client could reach the router. Set the CIDRs of the load balancer's subnets, or clientNamespaces.",
     ),
     "more models than a ConfigMap holds": (
-        {"global": {"models": {f"model-{n}": VALUES["global"]["models"]["clinical-summary"] | {"servedNames": []} for n in range(160)}}},
+        {"global": {"models": {
+            f"model-{n}": VALUES["global"]["models"]["clinical-summary"] | {"servedNames": []} for n in range(160)
+        }}},
         "KiB of the 900 that a ConfigMap holds for them. The API server would refuse the ConfigMap. Set fewer models in "
         "this environment, or split them over two planes.",
     ),
@@ -189,7 +191,8 @@ def test_every_cluster_states_its_limits_and_bedrock_its_tls():
             assert tls["sni"] == "bedrock-runtime.eu-central-1.amazonaws.com"
             (name,) = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
             assert name["matcher"] == {"exact": tls["sni"]}
-            filters = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["http_filters"]
+            (options,) = cluster["typed_extension_protocol_options"].values()
+            filters = options["http_filters"]
             assert [f["name"].rsplit(".", 1)[1] for f in filters] == [
                 "header_mutation", "lua", "aws_request_signing", "upstream_codec",
             ]  # fmt: skip
@@ -288,6 +291,16 @@ def test_a_leaving_pod_serves_as_long_as_it_says_and_is_not_killed_before():
     pod = render({"drainSeconds": 90}).find("Deployment", "router")["spec"]["template"]["spec"]
     assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 90}}}
     assert pod["terminationGracePeriodSeconds"] > 90
+
+
+def test_probes_ask_the_listener_that_a_full_router_answers():
+    (container,) = render().find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+    asked = [container[f"{kind}Probe"]["httpGet"] for kind in ("readiness", "liveness")]
+    assert asked == [{"path": "/ready", "port": "status"}] * 2
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
+    listeners = {one["name"]: one["address"]["socket_address"] for one in bootstrap["static_resources"]["listeners"]}
+    assert ports == {"http": listeners["plane"]["port_value"], "status": listeners["status"]["port_value"]}
 
 
 def test_the_policy_names_every_flow_and_no_other():

@@ -267,6 +267,19 @@ def test_startup_and_progress_follow_from_the_weights(weights):
     assert deployment["progressDeadlineSeconds"] == 600 + start + 90
 
 
+@pytest.mark.parametrize("base", [MODEL, NEURON, CPU])
+def test_probes_ask_the_engine_itself_and_a_long_prefill_restarts_nothing(base):
+    container = engine(render(base=base))
+    probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
+    assert {kind: probe["httpGet"] for kind, probe in probes.items()} == dict.fromkeys(
+        probes, {"path": "/health", "port": "http"}
+    )
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": 8000}
+    # No router sends to a pod for long that does not answer; only minutes of it end the requests that it runs.
+    patience = {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
+    assert patience["readiness"] <= 15 and patience["liveness"] >= 120 and probes["liveness"]["timeoutSeconds"] >= 15
+
+
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
@@ -523,15 +536,19 @@ def test_scaling_counts_the_requests_in_the_engines():
         "waiting": 'vllm:num_requests_waiting{model_name="m"}',
     }
     assert modifiers["formula"].split(" + ") == sorted(names)
-    assert modifiers["target"] == "48" and "fallback" not in spec
+    assert (modifiers["target"], modifiers["metricType"]) == ("48", "AverageValue") and "fallback" not in spec
+    # Of all pods, and their sum: over one pod, or of their mean, a fleet under load would never grow.
+    how = ("aggregateFromKubeServiceEndpoints", "aggregationType")
+    assert {tuple(t["metadata"][key] for key in how) for t in spec["triggers"]} == {("true", "sum")}
     captured = (ROOT / "tests/data/vllm-0.32/metrics-saturated.txt").read_text()
     assert all(re.search(rf"^{location.partition('{')[0]}{{", captured, re.MULTILINE) for location in names.values())
 
 
-def test_the_autoscaler_reads_a_port_that_the_service_lists():
-    rendered = render({"replicas": {"max": 3}})
+@pytest.mark.parametrize(("entry", "namespace"), [({}, "inference"), ({"namespace": "care"}, "care")])
+def test_the_autoscaler_reads_a_port_that_the_service_lists(entry, namespace):
+    rendered = render({"replicas": {"max": 3}} | entry)
     for trigger in rendered.find("ScaledObject", "m")["spec"]["triggers"]:
-        assert trigger["metadata"]["url"] == "http://m.inference.svc:8001/metrics"
+        assert trigger["metadata"]["url"] == f"http://m.{namespace}.svc:8001/metrics"
     assert 8001 in [p["port"] for p in rendered.find("Service", "m")["spec"]["ports"]]
     assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001}]
 

@@ -66,8 +66,11 @@ def test_sync_options_are_known_and_guard_what_others_own(file, application):
 
 
 @named(("file", "application"), APPLICATIONS)
-def test_nothing_is_pruned_without_a_person(file, application):
-    assert application["spec"]["syncPolicy"]["automated"]["prune"] is False
+def test_nothing_is_pruned_or_healed_without_a_person(file, application):
+    automated = application["spec"]["syncPolicy"]["automated"]
+    assert automated["prune"] is False
+    # What is scaled by hand in an incident stays so. The Applications themselves are not touched in one.
+    assert automated["selfHeal"] is ("helm" not in application["spec"]["source"])
     # Without a finalizer, deleting the Application deletes nothing else.
     assert "finalizers" not in application["metadata"]
     source = application["spec"]["source"].get("helm", {})
@@ -85,6 +88,13 @@ def test_paths_and_value_files_exist(file, application):
     assert (ROOT / application["spec"]["source"]["path"]).is_dir()
     if "helm" in application["spec"]["source"]:
         assert argo.value_files(application)
+
+
+@named(("file", "application"), [(file, app) for file, app in CHARTED if file.startswith("argocd/")])
+def test_a_cluster_gets_the_file_of_its_own_environment(file, application):
+    """Another's file is valid too, and would put its models, with their residencies, onto this cluster."""
+    environment = application["spec"]["destination"]["name"].removeprefix("inference-")
+    assert application["spec"]["source"]["helm"]["valueFiles"] == [f"/values/{environment}.yaml"]
 
 
 @named(("file", "application"), APPLICATIONS)
@@ -120,6 +130,9 @@ def test_the_project_lets_the_application_do_what_it_says(file, application):
 
 
 def test_the_projects_refuse_what_the_plane_has_no_business_with():
+    for project in PROJECTS.values():
+        # No wildcard beside it: a chart from anywhere else could open what the plane's own keep closed.
+        assert project["spec"]["sourceRepos"] == ["https://github.com/inference-plane/inference-plane.git"]
     cluster, own = PLANE["spec"]["clusterResourceWhitelist"], PLANE["spec"]["namespaceResourceWhitelist"]
     assert not argo.permits(cluster, "rbac.authorization.k8s.io", "ClusterRoleBinding", "inference")
     assert not argo.permits(cluster, "", "Namespace", "kube-system")

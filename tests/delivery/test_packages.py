@@ -39,6 +39,8 @@ def test_a_package_holds_every_file_once_and_each_dependency(made):
     for chart, package in made.items():
         names = files(package.path)
         assert len(names) == len(set(names))
+        # What people read of a chart before they install it, and what refuses a wrong key when they do.
+        assert {f"{chart}/README.md", f"{chart}/values.schema.json"} <= set(names)
         assert not [name for name in names if name.endswith((".tgz", ".schema.yaml", ".pyc")) or "/ci/" in name]
         for dependency in yaml.safe_load((CHARTS / chart / "Chart.yaml").read_text()).get("dependencies", []):
             assert names.count(f"{chart}/charts/{dependency['name']}/Chart.yaml") == 1

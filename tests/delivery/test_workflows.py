@@ -20,7 +20,6 @@ def file(request):
 
 @pytest.fixture
 def workflow(file):
-    # PyYAML reads the key `on` as a boolean; nothing here asks for it.
     return yaml.safe_load(file.read_text())
 
 
@@ -43,6 +42,25 @@ def test_an_action_is_pinned_once():
     for file in FILES:
         for action, pin in re.findall(r"uses: ([^@]+)@(.*)", file.read_text()):
             assert pins.setdefault(action, pin) == pin
+
+
+def test_a_stranger_s_commit_runs_without_this_repository_s_rights(workflow):
+    """`pull_request_target` and `workflow_run` run in the name of main, with its secrets and caches."""
+    # PyYAML reads the key `on` as a boolean.
+    assert set(workflow[True]) <= {"pull_request", "push"}
+
+
+def test_everything_is_tested_before_it_is_merged_or_pushed(file, workflow):
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    pushes = [number for number, run in enumerate(steps) if '" push ' in run]
+    assert bool(pushes) is (file.name in WRITES)
+    assert steps.index("./.ci/run") < min(pushes, default=len(steps))
+
+
+def test_a_chart_is_signed_by_its_digest():
+    """Whoever moves a tag between push and signature would have another chart signed."""
+    signed = re.findall(r"cosign sign .*", (ROOT / ".github" / "workflows" / "release.yaml").read_text())
+    assert signed and all(line.endswith('@$digest"') for line in signed)
 
 
 def test_credentials_of_the_checkout_do_not_stay(workflow):

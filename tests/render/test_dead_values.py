@@ -2,17 +2,19 @@
 
 import copy
 import functools
+import itertools
 import json
 import pathlib
 import re
 import tempfile
 
+import jsonschema
 import pytest
 import yaml
 
 from inference_plane import helm
 from inference_plane.checkout import CHARTS
-from inference_plane.environments import chart_values
+from inference_plane.environments import chart_values, installs
 
 #: A catalogue that touches everything: every accelerator, every traffic class, a fallback, a profile, a team.
 BASES = [yaml.safe_load(path.read_text()) for path in sorted((pathlib.Path(__file__).parent / "bases").glob("*.yaml"))]
@@ -60,8 +62,13 @@ def schema_of(path):
 
 
 def others(path, value):
-    """Values that the schema may take instead, the likeliest first."""
-    schema = schema_of(path)
+    """Values that the schema takes instead, the likeliest first; last the default, where a base has another."""
+    validator = jsonschema.Draft202012Validator({**schema_of(path), "definitions": SCHEMA["definitions"]})
+    guessed = [other for other in guesses(schema_of(path), value) if other != value and validator.is_valid(other)]
+    return [*guessed, value]
+
+
+def guesses(schema, value):
     if choices := schema.get("enum"):
         return [choice for choice in choices if choice != value]
     if isinstance(value, bool):
@@ -109,24 +116,38 @@ def changed(values, path, value):
     return values
 
 
-@pytest.mark.parametrize(("path", "value"), list(defaults()), ids=lambda part: ".".join(part) if isinstance(part, tuple) else "")
-def test_changing_a_default_changes_a_render(path, value):
+@functools.lru_cache(maxsize=None)
+def places(section):
+    """Where a section of the values is read, as numbers of bases and charts: what renders quickly first."""
+    # Its own section is read by one chart alone; `global` by each, of which two read the most.
+    readers = [["router", "vllm"], ["inference-plane"]] if section == "global" else [[section]]
+    return [
+        (number, chart)
+        for charts in readers for number, base in enumerate(BASES) for chart in charts if installs(base, chart)
+    ]
+
+
+LEAVES = dict(defaults())
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=".".join)
+def test_changing_a_default_changes_a_render(path):
+    value = LEAVES[path]
     if len(schema_of(path).get("enum", [])) == 1:
         return  # There is no other choice yet.
     if path in ELSEWHERE:
         text = (CHARTS / "inference-plane" / "Chart.yaml").read_text()
         assert f"condition: {'.'.join(path)}" in text
         return
-    # What stands in one chart's own section is read by that chart alone, which renders quicker than the umbrella.
-    chart = path[0] if path[0] != "global" else "inference-plane"
     refused = []
-    for number, base in enumerate(BASES):
-        for other in others(path, value):
-            try:
-                if rendered(changed(base, path, other), chart) != base_render(number, chart):
-                    return
-            except helm.HelmError as error:
-                if "do not fit together" in str(error):
-                    return  # A template read it, and says what it does not go with.
-                refused.append(f"{other!r}: {str(error)[:200]}")
+    # Each value meets every base before the next one, because a base either reads the path or does not.
+    for other, (number, chart) in itertools.product(others(path, value), places(path[0])):
+        before = base_render(number, chart)
+        try:
+            if rendered(changed(BASES[number], path, other), chart) != before:
+                return
+        except helm.HelmError as error:
+            if "do not fit together" in str(error):
+                return  # A template read it, and says what it does not go with.
+            refused.append(f"{other!r}: {str(error)[:200]}")
     pytest.fail(f"{'.'.join(path)} is {value!r}; no other value changes any render. Refused: {refused[:4]}")

@@ -1,13 +1,20 @@
-"""What the environments' files promise of each other."""
+"""What the environments' files promise of each other, and production's of itself."""
+
+import collections
+import ipaddress
 
 import pytest
 import yaml
 
 from inference_plane import helm
 from inference_plane.checkout import VALUES
+from inference_plane.commands import iam
 from inference_plane.environments import environments
 
 NAMES = ("auto-mode", "dev", "local", "neuron", "prod-dr", "prod", "staging")
+
+#: Where members' health records are.
+PRODUCTION = ("prod", "prod-dr")
 
 #: What an entry of the other Region may say differently. Not its residency, nor where it falls back to.
 DIFFERS = {"replicas", "canary"}
@@ -52,11 +59,29 @@ def test_the_other_region_has_production_s_entries():
         assert moved["models"][name]["replicas"].get("max") == most["max"]
 
 
+def test_the_other_region_has_room_for_all_that_the_lost_one_may_run():
+    """Otherwise the upgrade of that day is refused, or replicas stay Pending."""
+    values, lost = load("prod-dr"), load("prod")["global"]["models"]
+    needed = collections.Counter()
+    for name, entry in values["global"]["models"].items():
+        entry["replicas"] = lost[name]["replicas"]
+        most = entry["replicas"].get("max", entry["replicas"]["min"])
+        pool = f"inference-{entry['accelerator']}-{entry.get('traffic', 'interactive')}"
+        needed[pool] += most * entry.get("tensorParallelSize", 1)
+    pools = helm.template("inference-plane", values=values).of_kind("NodePool")
+    limits = {pool["metadata"]["name"]: pool["spec"]["limits"]["nvidia.com/gpu"] for pool in pools}
+    assert needed.keys() == limits.keys() and all(needed[pool] <= limits[pool] for pool in needed)
+
+
 def test_a_prompt_of_production_reaches_what_its_entry_says_and_no_more():
     """The same by Envoy's files as by the values, in both Regions."""
-    for name in ("prod", "prod-dr"):
+    for name in PRODUCTION:
         shared = load(name)["global"]
-        data = helm.template("inference-plane", values=load(name)).find("ConfigMap", "router-xds")["data"]
+        rendered = helm.template("inference-plane", values=load(name))
+        labels = [pod["spec"]["template"]["metadata"]["labels"] for pod in rendered.of_kind("Deployment")]
+        # Nothing by an inference profile: the contract is with Bedrock in this Region.
+        assert {found.get("inference-plane/residency") for found in labels} == {None, "cluster", "region"}
+        data = rendered.find("ConfigMap", "router-xds")["data"]
         clusters = {c["name"]: c for c in yaml.safe_load(data["clusters.json"])["resources"]}
         bedrock = {cluster.removeprefix("bedrock/") for cluster in clusters if cluster.startswith("bedrock/")}
         assert bedrock == {model for model, entry in shared["models"].items() if entry.get("fallback")}
@@ -67,3 +92,34 @@ def test_a_prompt_of_production_reaches_what_its_entry_says_and_no_more():
             assert host == f"bedrock-runtime.{shared['aws']['region']}.amazonaws.com"
         assert shared["models"]["clinical-summary"]["residency"] == "cluster"
         assert "clinical-summary" not in bedrock
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_lets_in_whom_it_names_and_nobody_of_the_internet(name):
+    rendered = helm.template("inference-plane", values=load(name))
+    guarded = [policy["spec"]["podSelector"]["matchLabels"].items() for policy in rendered.of_kind("NetworkPolicy")]
+    for deployment in rendered.of_kind("Deployment"):
+        labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+        assert any(selected <= labels for selected in guarded), deployment["metadata"]["name"]
+    (ingress,) = rendered.of_kind("Ingress")
+    said = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert said["scheme"] == "internal" and '"HTTPS"' in said["listen-ports"] and '"HTTP"' not in said["listen-ports"]
+    assert all(ipaddress.ip_network(cidr).is_private for cidr in said["inbound-cidrs"].split(","))
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_has_alerts_of_the_router_of_every_model_and_of_every_fleet(name):
+    rendered = helm.template("inference-plane", values=load(name))
+    services = {service["metadata"]["name"] for service in rendered.of_kind("Service")}
+    expected = services | {f"router.{model}" for model in load(name)["global"]["models"]}
+    assert {rule["metadata"]["name"] for rule in rendered.of_kind("PrometheusRule")} == expected
+
+
+def test_no_two_environments_of_an_account_have_a_role_of_one_name():
+    """Roles belong to the account: the second would take the first one's cluster out of its trust."""
+    owners = {}
+    for name in NAMES:
+        if account := load(name)["global"].get("aws", {}).get("accountId"):
+            for role in iam.roles(load(name)):
+                assert owners.setdefault((account, role["name"]), name) == name
+    assert len({account for account, _ in owners}) < len(set(owners.values())), "some share an account"

@@ -14,7 +14,8 @@ from inference_plane import helm
 from inference_plane.environments import cases
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-CASES = [case for case in cases() if case.chart == "inference-plane" or case.name.startswith(("vllm/ci/", "kserve/ci/", "karpenter-nodepools/ci/"))]
+EXAMPLES = ("vllm/ci/", "kserve/ci/", "karpenter-nodepools/ci/")
+CASES = [case for case in cases() if case.chart == "inference-plane" or case.name.startswith(EXAMPLES)]
 
 
 def readable(render):

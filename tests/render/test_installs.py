@@ -106,7 +106,8 @@ def test_a_node_stays_as_long_as_its_engines_drain(case):
     """The engines and the pools of one catalogue, whichever of them the file is for; Spot gives two minutes."""
     whole = case.values if case.chart == "inference-plane" else {"global": case.values["global"]}
     parts = {c: case.values if case.chart == c else chart_values(whole, c) for c in ("vllm", "kserve")}
-    nodes = case.values if case.chart == "karpenter-nodepools" else own if "nodeClass" in (own := chart_values(whole, "karpenter-nodepools")) else NODES | own
+    nodes = case.values if case.chart == "karpenter-nodepools" else chart_values(whole, "karpenter-nodepools")
+    nodes = nodes if "nodeClass" in nodes else NODES | nodes
     rendered = [o for chart, part in parts.items() for o in helm.template(chart, values=part).objects]
     engines = [o for o in [*rendered, *deployments(rendered)] if o["kind"] == "Deployment"]
     drains = [engine["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] for engine in engines]

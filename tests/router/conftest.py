@@ -19,19 +19,43 @@ def session_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="session")
-def client(session_bed: Bed) -> Iterator[Client]:
+def session_client(session_bed: Bed) -> Iterator[Client]:
     client = Client(session_bed.url)
     yield client
     client.close()
 
 
-@pytest.fixture(scope="session")
-def audit(session_bed: Bed) -> Audit:
-    return Audit(session_bed)
+@pytest.fixture(scope="module")
+def module_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """A module's own bed, where the module says in BED what of."""
+    with Bed(tmp_path_factory.mktemp("bed"), **request.module.BED) as bed:
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def module_client(module_bed: Bed) -> Iterator[Client]:
+    client = Client(module_bed.url)
+    yield client
+    client.close()
+
+
+def _scope(request: pytest.FixtureRequest) -> str:
+    return "module" if hasattr(request.module, "BED") else "session"
 
 
 @pytest.fixture
-def bed(session_bed: Bed) -> Bed:
-    """The shared bed, as new."""
-    session_bed.reset()
-    return session_bed
+def bed(request: pytest.FixtureRequest) -> Bed:
+    """The module's bed, or else the shared one, as new."""
+    bed = request.getfixturevalue(f"{_scope(request)}_bed")
+    bed.reset()
+    return bed
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Client:
+    return request.getfixturevalue(f"{_scope(request)}_client")
+
+
+@pytest.fixture(scope="session")
+def audit(session_bed: Bed) -> Audit:
+    return Audit(session_bed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
 
 import pytest
 from router_harness import (
@@ -30,31 +29,8 @@ FLEET = {
     name: model(name, residency, target, canary={"source": f"s3://models/{name}/v8/", "percent": PERCENT})
     for name, residency, target in (("kept", "cluster", None), ("summary", "region", REGION_TARGET))
 }
+BED = {"values": catalogue(FLEET, **QUICK), "max_num_seqs": 512}
 SHARED = pytest.mark.parametrize("name", FLEET)
-
-
-@pytest.fixture(scope="module")
-def module_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with Bed(tmp_path_factory.mktemp("canary"), values=catalogue(FLEET, **QUICK), max_num_seqs=512) as bed:
-        yield bed
-
-
-@pytest.fixture(scope="module")
-def module_client(module_bed: Bed) -> Iterator[Client]:
-    client = Client(module_bed.url)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def bed(module_bed: Bed) -> Bed:
-    module_bed.reset()
-    return module_bed
-
-
-@pytest.fixture
-def client(module_client: Client) -> Client:
-    return module_client
 
 
 def _many(client: Client, name: str, **headers: str) -> list[Reply]:

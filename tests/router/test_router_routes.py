@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -311,3 +314,17 @@ def test_every_answer_names_its_request(bed: Bed, client: Client) -> None:
     replies = [client.chat(model, headers={"x-request-id": mine}) for model in ("intake", "nobody")]
     assert len({reply.request_id for reply in replies} - {mine}) == 2  # a client cannot choose or repeat an id
     assert [request.headers["x-request-id"] for request in _received(bed, "intake")] == [replies[0].request_id]
+
+
+def test_the_helm_test_passes_at_a_router_and_nowhere_else(bed: Bed) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("the script of `helm test` needs curl on PATH, which its image has")
+    (container,) = bed.render.find("Pod", "router-test")["spec"]["containers"]
+
+    def status(router: str) -> int:
+        command, env = [*container["command"], *container["args"]], os.environ | {"ROUTER": router}
+        return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False).returncode
+
+    assert status(bed.url) == 0
+    # The other listener answers too, but knows no model.
+    assert status(bed.router.status_url) != 0

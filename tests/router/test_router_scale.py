@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,30 +22,7 @@ FLEET = {
     "intake": model("intake", "cluster", replicas=2),
     "rolling": model("rolling", "cluster", replicas=4),
 }
-
-
-@pytest.fixture(scope="module")
-def module_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with Bed(tmp_path_factory.mktemp("scale"), values=catalogue(FLEET), max_num_seqs=4, max_num_queued_reqs=8) as bed:
-        yield bed
-
-
-@pytest.fixture(scope="module")
-def module_client(module_bed: Bed) -> Iterator[Client]:
-    client = Client(module_bed.url)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def bed(module_bed: Bed) -> Bed:
-    module_bed.reset()
-    return module_bed
-
-
-@pytest.fixture
-def client(module_client: Client) -> Client:
-    return module_client
+BED = {"values": catalogue(FLEET), "max_num_seqs": 4, "max_num_queued_reqs": 8}
 
 
 def _by_backend(replies: list[Any]) -> dict[str, int]:

@@ -22,7 +22,8 @@ def test_the_tables_are_up_to_date(readme):
 
 
 def test_a_value_a_section_and_a_map_of_entries_each_get_their_row():
-    text = "# What it is,\n# in two lines.\na:\n  # Seconds | of waiting.\n  b: 600s\n  c: {x: 1}\n  d:\n    [1,\n     2]\nmodels:\n  one: {}\n"
+    text = "# What it is,\n# in two lines.\na:\n  # Seconds | of waiting.\n  b: 600s\n  c: {x: 1}\n"
+    text += "  d:\n    [1,\n     2]\nmodels:\n  one: {}\n"
     about = {"c": {"description": "From the schema."}}
     models = {"$ref": "#/definitions/m", "description": "The catalogue."}
     schema = {"properties": {"a": {"properties": about}, "models": models}}
@@ -48,7 +49,7 @@ def test_the_model_table_has_every_field_of_an_entry():
 
 #: Where prose names files.
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "UPGRADING.md", "argocd/README.md")]
-PAGES += [*(ROOT / "docs").glob("*.md"), *CHARTS.glob("*/README.md")]
+PAGES += [*(ROOT / "docs").rglob("*.md"), *CHARTS.glob("*/README.md"), *(ROOT / "examples").glob("*/README.md")]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 NAMED = re.compile(r"(?<![\w./-])(?:charts|scripts|src|tests|values|docs)/[\w./-]*[\w-]")
 
@@ -56,5 +57,7 @@ NAMED = re.compile(r"(?<![\w./-])(?:charts|scripts|src|tests|values|docs)/[\w./-
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_a_page_names_exists(page):
     text = page.read_text()
-    named = {page.parent / link for link in LINK.findall(text)} | {ROOT / path for path in NAMED.findall(text)}
-    assert sorted(str(path) for path in named if not path.exists()) == []
+    missing = {link for link in LINK.findall(text) if not (page.parent / link).exists()}
+    # Prose names files from the root, or an example's own from where it stands.
+    missing |= {path for path in NAMED.findall(text) if not any((top / path).exists() for top in (ROOT, page.parent))}
+    assert missing == set()

@@ -24,8 +24,7 @@ def objects_of(schema, path="$"):
         for number, item in enumerate(schema):
             yield from objects_of(item, f"{path}[{number}]")
     elif isinstance(schema, dict):
-        kind = schema.get("type")
-        if "properties" in schema and isinstance(schema["properties"], dict) or kind == "object" or kind == ["object", "null"]:
+        if isinstance(schema.get("properties"), dict) or schema.get("type") in ("object", ["object", "null"]):
             yield path, schema
         for key, value in schema.items():
             yield from objects_of(value, f"{path}.{key}")

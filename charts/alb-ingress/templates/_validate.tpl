@@ -89,7 +89,7 @@
 {{- $arns := dict "wafAclArn" (list .Values.wafAclArn) "tls.certificateArns" .Values.tls.certificateArns -}}
 {{- range $path, $list := $arns -}}
 {{- range $arn := $list -}}
-{{- $own := hasPrefix "arn:" $arn | ternary (splitList ":" $arn) (list "" "" "" $region) | rest | rest | rest | first -}}
+{{- $own := hasPrefix "arn:" $arn | ternary (splitList ":" $arn | rest | rest | rest | first) $region -}}
 {{- if ne $own $region -}}
 {{- include "plane.refusal" (list $path
       (printf "%s is in %s, while global.aws.region is %s" $arn $own ($region | default "empty"))

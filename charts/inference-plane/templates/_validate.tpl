@@ -7,9 +7,12 @@
 {{- $router := .Values.router -}}
 {{- $refusals := list -}}
 {{- $figures := dict
-      "requestTimeout" (list "requestTimeout" $router.requestTimeout "It would cut answers, or hold what the router has given up")
-      "drainSeconds" (list "drainSeconds" (int $router.drainSeconds) "Requests on a leaving router would be cut, or held for nothing")
-      "statusPort" (list "status.port" (int $router.status.port) "It would check a port where nobody answers, and send nothing") -}}
+      "requestTimeout" (list "requestTimeout" $router.requestTimeout
+        "It would cut answers, or hold what the router has given up")
+      "drainSeconds" (list "drainSeconds" (int $router.drainSeconds)
+        "Requests on a leaving router would be cut, or held for nothing")
+      "statusPort" (list "status.port" (int $router.status.port)
+        "It would check a port where nobody answers, and send nothing") -}}
 {{- range $key, $figure := $figures -}}
 {{- $own := get $balancer.router $key -}}
 {{- if ne (toString $own) (index $figure 1 | toString) -}}

@@ -83,30 +83,12 @@ get none. Fields:
 {{ include "nodepools.auto" . | empty | ternary "karpenter.k8s.aws" "eks.amazonaws.com" }}
 {{- end -}}
 
-{{/* The taint that keeps other pods off: takes the accelerator's resource. Engines tolerate exactly these. */}}
-{{- define "nodepools.taintKey" -}}
-{{ eq . "nvidia.com/gpu" | ternary "nvidia.com/gpu" "aws.amazon.com/neuron" }}
-{{- end -}}
-
 {{/*
 Cluster-wide objects outlive the release: without its NodePool Karpenter ends every node of it, with all that runs.
 */}}
 {{- define "nodepools.keep" -}}
 helm.sh/resource-policy: keep
 argocd.argoproj.io/sync-options: Prune=false,Delete=false
-{{- end -}}
-
-{{/* Seconds of a duration that may be Never (0). */}}
-{{- define "nodepools.seconds" -}}
-{{- if eq . "Never" -}}0{{- else -}}{{ include "plane.seconds" . }}{{- end -}}
-{{- end -}}
-
-{{/* GiB for images, logs and caches on a node: two unpacked engine images of 30, and emptyDirs. */}}
-{{- define "nodepools.imagesGiB" -}}100{{- end -}}
-
-{{/* GiB of weights and artifacts that a replica keeps on its node. GPU engines stream theirs to the device. */}}
-{{- define "nodepools.weightsGiB" -}}
-{{- if include "plane.onNeuron" . -}}{{ mulf .weightsGiB 2 | ceil | int | add 20 }}{{- else -}}0{{- end -}}
 {{- end -}}
 
 {{/* Images that this chart names, as a JSON list. */}}

@@ -148,9 +148,10 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 {{- define "nodepools.refuseAge" -}}
 {{- $values := .root.Values -}}
 {{- if include "nodepools.auto" .root -}}
-{{- $age := include "nodepools.seconds" $values.expireAfter | int -}}
-{{- $leave := include "plane.seconds" $values.terminationGracePeriod | int -}}
-{{- if or (eq $age 0) (gt (add $age $leave) 1814400) -}}
+{{- $never := eq $values.expireAfter "Never" -}}
+{{- $age := $never | ternary "0s" $values.expireAfter | include "plane.seconds" -}}
+{{- $leave := include "plane.seconds" $values.terminationGracePeriod -}}
+{{- if or $never (gt (add $age $leave) 1814400) -}}
 {{- include "plane.refusal" (list "expireAfter"
       (printf "%s and terminationGracePeriod %s are more than 21 days"
         $values.expireAfter $values.terminationGracePeriod)
@@ -239,11 +240,13 @@ What a schema cannot say of node pools. Every refusal says what, why, and what t
 
 {{- define "nodepools.refuseVolumes" -}}
 {{- $volume := .root.Values.dataVolume -}}
-{{- $base := include "nodepools.imagesGiB" . | int -}}
+{{- /* Two unpacked engine images of 30 GiB, and emptyDirs. */ -}}
+{{- $base := 100 -}}
 {{- $need := $base -}}
 {{- $for := "images, logs and caches" -}}
 {{- range $name, $model := include "plane.fleets" (include "plane.models" .root | fromJson) | fromJson -}}
-{{- $weights := $model.hardware.resource | empty | ternary 0 (include "nodepools.weightsGiB" $model | int) -}}
+{{- /* GPU engines keep none on their node: they stream them to the device. */ -}}
+{{- $weights := include "plane.onNeuron" $model | empty | ternary 0 (include "plane.artifactsGiB" $model | int) -}}
 {{- if gt (add $base $weights) $need -}}
 {{- $need = add $base $weights -}}
 {{- $for = printf "%d for images, logs and caches, %d for weights and artifacts of %s" $base $weights $name -}}

@@ -34,11 +34,6 @@ disable-access-log-for-endpoints: its access log has a line for each probe and s
 {{- if semverCompare (printf ">=%s" $since) (include "plane.engineVersion" .) -}}true{{- end -}}
 {{- end -}}
 
-{{/* "true" where a model runs on Neuron. */}}
-{{- define "plane.onNeuron" -}}
-{{- if hasPrefix "aws.amazon.com/" .hardware.resource -}}true{{- end -}}
-{{- end -}}
-
 {{/* Where an engine finds its weights: in S3 by the streamer, or in a folder of an init container or the image. */}}
 {{- define "plane.modelPath" -}}
 {{- if hasPrefix "file://" .source -}}
@@ -118,7 +113,7 @@ enforce-eager, with which the guide calls it incompatible.
 
 {{/*
 The environment of an engine as JSON, name -> value: (dict "root" $ "model" $model). None of it can be changed by the
-entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe by plane.engineCommand).
+entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe the command says so).
 */}}
 {{- define "plane.engineEnv" -}}
 {{- $model := .model -}}
@@ -163,7 +158,7 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (u
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* What AWS SDKs want, as JSON: where credentials come from, and the Region, which EKS Pod Identity does not bring. */}}
+{{/* What AWS SDKs want, as JSON: credentials' source, and the Region, which EKS Pod Identity does not bring. */}}
 {{- define "plane.awsEnv" -}}
 {{- $region := dict "AWS_REGION" .Values.global.aws.region "AWS_DEFAULT_REGION" .Values.global.aws.region -}}
 {{ include "plane.credentialsEnv" . | fromJson | merge $region | toJson }}
@@ -328,17 +323,4 @@ inference-plane/team: {{ . | quote }}
 {{- with .costCenter }}
 inference-plane/cost-center: {{ . | quote }}
 {{- end }}
-{{- end -}}
-
-{{/*
-The security context of an engine's pod: vLLM's images have a user vllm (2000) whose files belong to group 0.
-https://github.com/vllm-project/vllm/pull/40275
-*/}}
-{{- define "plane.engineSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 2000
-runAsGroup: 0
-fsGroup: 2000
-seccompProfile:
-  type: RuntimeDefault
 {{- end -}}

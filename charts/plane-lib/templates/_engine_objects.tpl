@@ -57,7 +57,7 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   {{- include "plane.engineMetadata" . | nindent 2 }}
-  {{- if include "plane.engineFromS3" .model }}
+  {{- if include "plane.fromS3" .model }}
   {{- $account := dict "namespace" .model.namespace "serviceAccount" .model.fleet }}
   {{- include "plane.serviceAccountAnnotations" (merge (dict "root" .root) $account) | nindent 2 }}
   {{- end }}
@@ -66,7 +66,7 @@ automountServiceAccountToken: false
 
 {{/* The role of a fleet and its association, where these charts make them. */}}
 {{- define "plane.engineIdentity" -}}
-{{- if include "plane.engineFromS3" .model -}}
+{{- if include "plane.fromS3" .model -}}
 {{- $policy := include "plane.enginePermissions" (dict "global" .root.Values.global "model" .model) -}}
 {{- $account := dict "namespace" .model.namespace "serviceAccount" .model.fleet -}}
 {{ dict "root" .root "component" "engine" "policy" $policy | merge $account | include "plane.identity" }}
@@ -121,7 +121,7 @@ spec:
         - {protocol: TCP, port: {{ include "plane.enginePort" . }}}
     {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
     {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
-  {{- if include "plane.engineFromS3" .model }}
+  {{- if include "plane.fromS3" .model }}
   egress:
     {{- include "plane.egressDns" .root | nindent 4 }}
     {{- include "plane.egressCredentials" .root | nindent 4 }}
@@ -172,7 +172,7 @@ spec:
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}
 
-{{/* KEDA's part of a fleet: (dict "root" $ "model" $fleet "deployment" $name). */}}
+{{/* KEDA's part of a fleet. */}}
 {{- define "plane.engineScaledObject" -}}
 {{- $root := .root -}}
 {{- $model := .model -}}
@@ -185,7 +185,7 @@ spec:
   scaleTargetRef:
     apiVersion: apps/v1
     kind: Deployment
-    name: {{ .deployment }}
+    name: {{ include "plane.engineDeployment" $model }}
   minReplicaCount: {{ int $model.replicas.min }}
   maxReplicaCount: {{ int $model.replicas.max }}
   pollingInterval: {{ int $root.Values.autoscaling.pollingSeconds }}

@@ -8,11 +8,6 @@ the object that makes pods of it. A fleet is an entry of plane.fleets.
 {{- if gt (int .replicas.max) (int .replicas.min) -}}true{{- end -}}
 {{- end -}}
 
-{{/* "true" where weights come from S3. */}}
-{{- define "plane.engineFromS3" -}}
-{{- if hasPrefix "s3://" .source -}}true{{- end -}}
-{{- end -}}
-
 {{/*
 Seconds that the preStop hook sleeps: (dict "root" $ "model" $fleet). An engine that knows no --shutdown-timeout aborts
 what runs on SIGTERM, so that signal waits until the whole drain is over.
@@ -46,7 +41,7 @@ what runs on SIGTERM, so that signal waits until the whole drain is over.
 {{ add (include "plane.engineLoadSeconds" .) .root.Values.startup.engineSeconds }}
 {{- end -}}
 
-{{/* Seconds from a pod on its node to a healthy engine: the init container's copy where there is one, and the start. */}}
+{{/* Seconds from a pod on its node to a healthy engine: an init container's copy if there is one, and the start. */}}
 {{- define "plane.engineReadySeconds" -}}
 {{- $copy := include "plane.onNeuron" .model | empty | ternary 0 (include "plane.engineLoadSeconds" . | int) -}}
 {{ add $copy (include "plane.engineStartSeconds" .) }}
@@ -56,11 +51,6 @@ what runs on SIGTERM, so that signal waits until the whole drain is over.
 {{- define "plane.engineRequestsPerReplica" -}}
 {{- $holds := (include "plane.fit" .model | fromJson).typicalConcurrency -}}
 {{ mulf $holds .root.Values.autoscaling.utilization | floor | int | max 1 }}
-{{- end -}}
-
-{{/* Size of the Neuron volume: the weights, and an artifact that may hold them once more, already sharded. */}}
-{{- define "plane.engineArtifactsSize" -}}
-{{ mulf .weightsGiB 2 | ceil | int | add 20 }}Gi
 {{- end -}}
 
 {{/* How pods are replaced. */}}
@@ -88,14 +78,6 @@ app.kubernetes.io/part-of: inference-plane
 {{ eq .engine "kserve" | ternary "kserve-container" "vllm" }}
 {{- end -}}
 
-{{/*
-What runs in it. KServe refuses PYTHONPATH in a container's environment, so that the command brings it. `vllm` is given,
-because the images' entrypoints differ: `vllm serve`, the API server's module, or a shell script.
-*/}}
-{{- define "plane.engineCommand" -}}
-{{ eq .engine "kserve" | ternary "[env, PYTHONPATH=/opt/plane, vllm]" "[vllm]" }}
-{{- end -}}
-
 {{/* The annotations of a fleet's pods: (dict "root" $ "model" $fleet). */}}
 {{- define "plane.enginePodAnnotations" -}}
 checksum/files: {{ include "plane.engineFilesData" .root | sha256sum }}
@@ -104,6 +86,19 @@ kubectl.kubernetes.io/default-container: {{ include "plane.engineContainer" .mod
 # There may be one replica only, so whoever moves it interrupts the model. A canary's requests have the other fleet.
 karpenter.sh/do-not-disrupt: "true"
 {{- end }}
+{{- end -}}
+
+{{/*
+The security context of an engine's pod: vLLM's images have a user vllm (2000) whose files belong to group 0.
+https://github.com/vllm-project/vllm/pull/40275
+*/}}
+{{- define "plane.engineSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 2000
+runAsGroup: 0
+fsGroup: 2000
+seccompProfile:
+  type: RuntimeDefault
 {{- end -}}
 
 {{/* The spec of a fleet's pods: (dict "root" $ "model" $fleet). */}}
@@ -121,7 +116,7 @@ securityContext:
   {{- include "plane.engineSecurityContext" $root | nindent 2 }}
 {{- if $model.hardware.resource }}
 tolerations:
-  - key: {{ $gpu | ternary "nvidia.com/gpu" "aws.amazon.com/neuron" }}
+  - key: {{ include "plane.taintKey" $model.hardware.resource }}
     operator: Exists
     effect: NoSchedule
 affinity:
@@ -144,7 +139,13 @@ initContainers:
 containers:
   - name: {{ include "plane.engineContainer" $model }}
     image: {{ include "plane.image" (dict "root" $root "image" $model.image) }}
-    command: {{ include "plane.engineCommand" $model }}
+    # Given, because the images' entrypoints differ: `vllm serve`, the API server's module, or a shell script.
+    {{- if eq $model.engine "kserve" }}
+    # KServe refuses PYTHONPATH in a container's environment.
+    command: [env, PYTHONPATH=/opt/plane, vllm]
+    {{- else }}
+    command: [vllm]
+    {{- end }}
     args:
       {{- include "plane.engineArgs" $context | nindent 6 }}
     env:
@@ -226,13 +227,13 @@ volumes:
   - name: tmp
     emptyDir:
       sizeLimit: {{ $root.Values.volumes.tmp }}
-  {{- if include "plane.engineFromS3" $model }}
+  {{- if include "plane.fromS3" $model }}
   {{- include "plane.credentialsVolume" $root | nindent 2 }}
   {{- end }}
   {{- if include "plane.onNeuron" $model }}
   - name: artifacts
     emptyDir:
-      sizeLimit: {{ include "plane.engineArtifactsSize" $model }}
+      sizeLimit: {{ include "plane.artifactsGiB" $model }}Gi
   {{- end }}
 {{- end -}}
 

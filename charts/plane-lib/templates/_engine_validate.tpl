@@ -136,7 +136,7 @@ catalogue that concern every chart.
       "Without a compiled artifact each replica compiles for minutes to hours at its start"
       "compiled.source and the tensorParallelSize, maxModelLen and maxNumSeqs it was compiled for") -}}
 {{- end -}}
-{{- if not (include "plane.engineFromS3" $model) -}}
+{{- if not (include "plane.fromS3" $model) -}}
 {{- include "plane.refusal" (list (printf "%s.source" .path)
       (printf "%s is not in S3" $model.source)
       "On Neuron an init container copies the weights from S3"

@@ -3,9 +3,6 @@ IAM roles: one for each ServiceAccount that calls AWS, with a policy that follow
 here is rendered as ACK objects where global.identity.manage is ack, and printed by scripts/iam for any other tool.
 */}}
 
-{{/* Seconds that a pod's projected token lives; the kubelet renews it earlier. */}}
-{{- define "plane.tokenSeconds" -}}86400{{- end -}}
-
 {{/* Where EKS puts a pod's token: the folders that its own webhooks use, so that they find theirs already done. */}}
 {{- define "plane.podIdentityFolder" -}}/var/run/secrets/pods.eks.amazonaws.com/serviceaccount{{- end -}}
 {{- define "plane.webIdentityFolder" -}}/var/run/secrets/eks.amazonaws.com/serviceaccount{{- end -}}
@@ -13,11 +10,6 @@ here is rendered as ACK objects where global.identity.manage is ack, and printed
 {{/* "true" where these charts render roles and associations as ACK objects. */}}
 {{- define "plane.managesRoles" -}}
 {{- if and (eq .identity.manage "ack") (ne .identity.mode "none") -}}true{{- end -}}
-{{- end -}}
-
-{{/* The suffix of the DNS names of AWS services: takes global. */}}
-{{- define "plane.dnsSuffix" -}}
-{{ eq .aws.partition "aws-cn" | ternary "amazonaws.com.cn" "amazonaws.com" }}
 {{- end -}}
 
 {{/*
@@ -37,7 +29,7 @@ A name alone would fit several accounts of a cluster, so the namespace stands in
 {{- $roles := list -}}
 {{- $models := include "plane.models" . | fromJson -}}
 {{- range $name, $fleet := include "plane.fleets" $models | fromJson -}}
-{{- if hasPrefix "s3://" $fleet.source -}}
+{{- if include "plane.fromS3" $fleet -}}
 {{- $of := dict "global" $global "namespace" $fleet.namespace "serviceAccount" $name -}}
 {{- $roles = append $roles (include "plane.role" $of | fromJson) -}}
 {{- end -}}
@@ -62,7 +54,7 @@ A name alone would fit several accounts of a cluster, so the namespace stands in
 {{- define "plane.callers" -}}
 {{- $callers := list -}}
 {{- range $name, $model := . -}}
-{{- if or $model.fallback (hasPrefix "s3://" $model.source) -}}
+{{- if or $model.fallback (include "plane.fromS3" $model) -}}
 {{- $callers = append $callers $name -}}
 {{- end -}}
 {{- end -}}
@@ -105,9 +97,9 @@ https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 {{- end -}}
 
 {{/*
-plane.enginePermissions: what an engine may do, as JSON: (dict "global" $global "model" $model). It reads what lies under its
-version prefix (and that of its compiled artifact), lists nothing else, and decrypts with the one key by way of S3
-alone. Both readers list the prefix with the slash at its end, the Run:ai streamer
+plane.enginePermissions: what an engine may do, as JSON: (dict "global" $global "model" $model). It reads what lies
+under its version prefix (and that of its compiled artifact), lists nothing else, and decrypts with the one key by way
+of S3 alone. Both readers list the prefix with the slash at its end, the Run:ai streamer
 (runai_model_streamer_s3/files/files.py) and KServe's storage initializer (bucket.objects.filter(Prefix=...)).
 */}}
 {{- define "plane.enginePermissions" -}}
@@ -129,7 +121,8 @@ alone. Both readers list the prefix with the slash at its end, the Run:ai stream
       "Condition" (dict "StringLike" (dict "s3:prefix" (list (printf "%s*" $prefix))))) -}}
 {{- end -}}
 {{- with .model.kmsKeyArn -}}
-{{- $s3 := printf "s3.%s.%s" $global.aws.region (include "plane.dnsSuffix" $global) -}}
+{{- $suffix := eq $global.aws.partition "aws-cn" | ternary "amazonaws.com.cn" "amazonaws.com" -}}
+{{- $s3 := printf "s3.%s.%s" $global.aws.region $suffix -}}
 {{- $statements = append $statements (dict "Sid" "Decrypt" "Effect" "Allow"
       "Action" (list "kms:Decrypt") "Resource" (list .)
       "Condition" (dict "StringEquals" (dict "kms:ViaService" $s3))) -}}
@@ -138,9 +131,9 @@ alone. Both readers list the prefix with the slash at its end, the Run:ai stream
 {{- end -}}
 
 {{/*
-plane.routerPermissions: what the router may do, as JSON: takes the root. It invokes the fallback models of the catalogue and
-no other: a bare id in the own Region; an inference profile in the own Region, and its foundation model in the Regions
-that the profile processes in, by way of that profile alone.
+plane.routerPermissions: what the router may do, as JSON: takes the root. It invokes the fallback models of the
+catalogue and no other: a bare id in the own Region; an inference profile in the own Region, and its foundation model in
+the Regions that the profile processes in, by way of that profile alone.
 https://docs.aws.amazon.com/bedrock/latest/userguide/geographic-cross-region-inference.html
 https://docs.aws.amazon.com/bedrock/latest/userguide/global-cross-region-inference.html
 The OpenAI-compatible API authorises its caller on the account's default project too, which names no model:
@@ -283,7 +276,8 @@ after its association alone, and ACK makes that association beside the pod.
     sources:
       - serviceAccountToken:
           audience: pods.eks.amazonaws.com
-          expirationSeconds: {{ include "plane.tokenSeconds" . }}
+          # The kubelet renews it earlier.
+          expirationSeconds: 86400
           path: eks-pod-identity-token
 {{- end -}}
 {{- end -}}

@@ -96,6 +96,26 @@ cores that tensorParallelSize counts are rounded up to devices.
 {{- end -}}
 {{- end -}}
 
+{{/* "true" where the weights of a model or fleet come from S3. */}}
+{{- define "plane.fromS3" -}}
+{{- if hasPrefix "s3://" .source -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where it runs on Neuron. */}}
+{{- define "plane.onNeuron" -}}
+{{- if hasPrefix "aws.amazon.com/" (.hardware.resource | default "") -}}true{{- end -}}
+{{- end -}}
+
+{{/* GiB of a replica's volume on Neuron: weights, and an artifact that may hold them once more, already sharded. */}}
+{{- define "plane.artifactsGiB" -}}
+{{ mulf .weightsGiB 2 | ceil | int | add 20 }}
+{{- end -}}
+
+{{/* The taint of nodes with an accelerator, which engines tolerate: takes its resource. */}}
+{{- define "plane.taintKey" -}}
+{{ eq . "nvidia.com/gpu" | ternary "nvidia.com/gpu" "aws.amazon.com/neuron" }}
+{{- end -}}
+
 {{/* What the largest node brings: p5.48xlarge 8 GPUs, inf2.48xlarge 24 cores, trn2.48xlarge 16 devices. */}}
 {{- define "plane.largestNode" -}}
 {"nvidia.com/gpu": 8, "aws.amazon.com/neuroncore": 24, "aws.amazon.com/neuron": 16}
@@ -145,6 +165,11 @@ hidden
 {{/* A duration in whole seconds, rounded up. */}}
 {{- define "plane.seconds" -}}
 {{ divf (include "plane.milliseconds" .) 1000 | ceil | int }}
+{{- end -}}
+
+{{/* The Deployment of a fleet: KServe makes one of another name than the InferenceService's. */}}
+{{- define "plane.engineDeployment" -}}
+{{ .fleet }}{{ eq .engine "kserve" | ternary "-predictor" "" }}
 {{- end -}}
 
 {{/* Where a fleet answers inside the cluster: a headless Service, so that the name lists its ready pods. */}}

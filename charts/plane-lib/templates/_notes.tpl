@@ -33,7 +33,8 @@ Risks
 {{- printf " %s, %s" (include "plane.notesReplicas" $model.replicas) $model.traffic }}
 {{- if $model.fallback }}
   prompts   {{ get $where $model.reach }} (residency {{ $model.residency }})
-  fallback  {{ $model.fallback.model }} on Amazon Bedrock in {{ $global.aws.region }}, data retention {{ $model.fallback.retention }}
+  fallback  {{ $model.fallback.model }} on Amazon Bedrock in {{ $global.aws.region }},
+{{- printf " data retention %s" $model.fallback.retention }}
 {{- else if eq $model.residency "cluster" }}
   prompts   never leave the cluster (residency cluster)
   fallback  none
@@ -43,11 +44,14 @@ Risks
 {{- end }}
 {{- with $model.canary }}
 {{- $canary := get (include "plane.fleets" (dict $model.name $model) | fromJson) (printf "%s-canary" $model.name) }}
-  canary    {{ $canary.version }} for {{ int .percent }} % of the requests, {{ include "plane.notesReplicas" $canary.replicas }}, image {{ $canary.image }}
+  canary    {{ $canary.version }} for {{ int .percent }} % of the requests,
+{{- printf " %s, image %s" (include "plane.notesReplicas" $canary.replicas) $canary.image }}
 {{- end }}
 {{ printf "  memory    %.1f of %.1f GiB needed, %.1f GiB for the KV cache" $fit.needGiB $fit.haveGiB $fit.kvGiB }}
-{{ printf "  at once   %d sequences a replica of %d tokens each (worst case), %d of %d (typical: a quarter of maxModelLen)"
-     (int $fit.worstCaseConcurrency) (int $model.maxModelLen) (int $fit.typicalConcurrency) (div $model.maxModelLen 4) }}
+{{ printf "  at once   %d sequences a replica of %d tokens each (worst case),"
+     (int $fit.worstCaseConcurrency) (int $model.maxModelLen) }}
+{{- printf " %d of %d (typical: a quarter of maxModelLen)"
+     (int $fit.typicalConcurrency) (div $model.maxModelLen 4) }}
 {{- end -}}
 
 {{- define "plane.notesReplicas" -}}
@@ -60,7 +64,7 @@ Risks
 {{- end -}}
 {{- end -}}
 
-{{/* plane.risks: a line for each thing that is set, or left, riskily: (dict "global" $global "models" ... "images" ... "auth" ...). */}}
+{{/* plane.risks: a line for each thing that is set, or left, riskily; takes what plane.notes does, and its global. */}}
 {{- define "plane.risks" -}}
 {{- $global := .global -}}
 {{- $images := list -}}
@@ -83,7 +87,8 @@ Risks
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- range include "plane.modelImages" (include "plane.fleets" .models | fromJson) | fromJsonArray | concat .images | uniq | sortAlpha -}}
+{{- $used := include "plane.fleets" .models | fromJson | include "plane.modelImages" | fromJsonArray -}}
+{{- range concat .images $used | uniq | sortAlpha -}}
 {{- if not (get $global.images .).digest -}}
 {{- $images = append $images . -}}
 {{- end -}}
@@ -92,16 +97,19 @@ Risks
 - No models yet: nothing is served. Add one to global.models.
 {{- end }}
 {{- with $images }}
-- No digest for the images {{ join ", " . }}: a tag can move. Set global.images.NAME.digest, then global.requireDigest: true.
+- No digest for the images {{ join ", " . }}: a tag can move. Set global.images.NAME.digest, then
+{{- " global.requireDigest: true." }}
 {{- end }}
 {{- with $single }}
 - One replica of {{ join ", " . }}: a node's drain or loss interrupts it. Set replicas.min: 2.
 {{- end }}
 {{- with $assumed }}
-- The KV cache of {{ join ", " . }} is assumed at {{ int $global.modelDefaults.kvBytesPerToken }} bytes a token. Set kvBytesPerToken to what scripts/fit --config config.json says.
+- The KV cache of {{ join ", " . }} is assumed at {{ int $global.modelDefaults.kvBytesPerToken }} bytes a token.
+{{- " Set kvBytesPerToken to what scripts/fit --config config.json says." }}
 {{- end }}
 {{- with $kept }}
-- Amazon Bedrock may keep prompts of {{ join ", " . }}. Set the account's data-retention mode to none, then retention: none.
+- Amazon Bedrock may keep prompts of {{ join ", " . }}. Set the account's data-retention mode to none, then
+{{- " retention: none." }}
 {{- end }}
 {{- if eq (.auth | default dict).mode "none" }}
 - Nobody is asked for a token (the router's auth.mode is none): whoever reaches the router is served. Set auth.mode: jwt.
@@ -110,9 +118,11 @@ Risks
 - NetworkPolicies are off: any pod may call the engines, and they may call anywhere. Set global.network.policies: true.
 {{- end }}
 {{- if and (eq $global.identity.mode "irsa") (include "plane.fallsBack" .models) }}
-- Envoy has its credentials from an STS whose certificate it does not check (identity irsa, with a fallback). Set global.identity.mode: podIdentity.
+- Envoy has its credentials from an STS whose certificate it does not check (identity irsa, with a fallback).
+{{- " Set global.identity.mode: podIdentity." }}
 {{- end }}
 {{- if and $callers (eq $global.identity.mode "none") }}
-- Pods get no AWS credentials (identity none), while S3 or Amazon Bedrock is called for {{ join ", " $callers }}. Set global.identity.mode: podIdentity.
+- Pods get no AWS credentials (identity none), while S3 or Amazon Bedrock is called for {{ join ", " $callers }}.
+{{- " Set global.identity.mode: podIdentity." }}
 {{- end }}
 {{- end -}}

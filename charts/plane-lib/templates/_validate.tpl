@@ -17,9 +17,10 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- range $name, $model := $models -}}
-{{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name) -}}
+{{- $context := dict "global" $global "models" $models "model" $model "entry" (get $global.models $name)
+      "path" (printf "global.models.%s" $name) -}}
 {{- range $rule := list "References" "Sources" "Key" "Names" "Engine" "Nodes" "Replicas" "Fallback" "Fit" -}}
-{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) (set $context "path" (printf "global.models.%s" $name))) -}}
+{{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
 {{- with get (include "plane.fleets" (dict $name $model) | fromJson) (printf "%s-canary" $name) -}}
 {{- $context = dict "global" $global "models" $models "stable" $model "model" . "path" .path -}}
@@ -152,7 +153,7 @@ those of plane.refusal.
 {{- define "plane.refuseKey" -}}
 {{- $aws := .global.aws -}}
 {{- $parts := splitList ":" (.model.kmsKeyArn | default "") -}}
-{{- if and (gt (len $parts) 1) (hasPrefix "s3://" .model.source) -}}
+{{- if and (gt (len $parts) 1) (include "plane.fromS3" .model) -}}
 {{- if or (ne (index $parts 1) $aws.partition) (ne (index $parts 3) $aws.region) -}}
 {{- include "plane.refusal" (list (printf "%s.kmsKeyArn" .path)
       (printf "%s is not in %s of %s" .model.kmsKeyArn ($aws.region | default "the Region") $aws.partition)
@@ -172,7 +173,7 @@ those of plane.refusal.
 {{- end -}}
 {{- end -}}
 {{- range $name, $model := .models -}}
-{{- if hasPrefix "s3://" $model.source -}}
+{{- if include "plane.fromS3" $model -}}
 {{- $_ := set $needs "s3Cidrs" (printf "%s reads its weights from S3" $name) -}}
 {{- end -}}
 {{- if $model.fallback -}}
@@ -277,7 +278,8 @@ network and no one owner's addresses are wider.
 {{- range $name := uniq $engines | sortAlpha -}}
 {{- include "plane.refuseAbsent" (list (printf "global.images.%s" $name) (get $global.images $name) "version") -}}
 {{- end -}}
-{{- include "plane.refuseDigests" (dict "global" $global "images" (include "plane.modelImages" .fleets | fromJsonArray)) -}}
+{{- $images := include "plane.modelImages" .fleets | fromJsonArray -}}
+{{- include "plane.refuseDigests" (dict "global" $global "images" $images) -}}
 {{- end -}}
 
 {{/* Images without a digest where one is required: (dict "global" $global "images" (list ...)). */}}
@@ -299,7 +301,7 @@ network and no one owner's addresses are wider.
 {{- $images := list -}}
 {{- range . -}}
 {{- $images = append $images .image -}}
-{{- if and (hasPrefix "aws.amazon.com/" (.hardware.resource | default "")) (hasPrefix "s3://" .source) -}}
+{{- if and (include "plane.onNeuron" .) (include "plane.fromS3" .) -}}
 {{- $images = append $images "storage-initializer" -}}
 {{- end -}}
 {{- end -}}
@@ -386,10 +388,10 @@ network and no one owner's addresses are wider.
 {{- range $name := .entry.servedNames -}}
 {{- range $other, $model := $context.models -}}
 {{- /* Of two entries with the same further name the later one is told; a key belongs to its entry. */ -}}
-{{- $taken := or (eq $name $other) (and (lt $other $self) (has $name $model.servedNames)) -}}
-{{- if $taken -}}
+{{- if or (eq $name $other) (and (lt $other $self) (has $name $model.servedNames)) -}}
+{{- $by := eq $other $self | ternary "this entry" (printf "global.models.%s" $other) -}}
 {{- include "plane.refusal" (list (printf "%s.servedNames" $context.path)
-      (printf "%s is served by %s already" $name (ternary "this entry" (printf "global.models.%s" $other) (eq $other $self)))
+      (printf "%s is served by %s already" $name $by)
       "A request names exactly one model"
       "a name that no other entry has") -}}
 {{- end -}}
@@ -415,7 +417,7 @@ network and no one owner's addresses are wider.
 {{- end -}}
 {{- if eq .model.engine "kserve" -}}
 {{- range $fleet, $model := include "plane.fleets" (dict .model.name .model) | fromJson -}}
-{{- $taken := printf "%s-predictor" $fleet -}}
+{{- $taken := include "plane.engineDeployment" $model -}}
 {{- with get (include "plane.fleets" $context.models | fromJson) $taken -}}
 {{- if eq .namespace $model.namespace -}}
 {{- include "plane.refusal" (list $context.path
@@ -444,7 +446,9 @@ network and no one owner's addresses are wider.
 {{- end -}}
 {{- end -}}
 
-{{/* A canary beside its model: (dict "global" $global "models" $models "stable" $model "model" $fleet "path" $path). */}}
+{{/*
+A canary beside its model: (dict "global" $global "models" $models "stable" $model "model" $fleet "path" $path).
+*/}}
 {{- define "plane.refuseCanary" -}}
 {{- $fleet := .model.fleet -}}
 {{- if eq .model.source .stable.source -}}
@@ -504,6 +508,7 @@ network and no one owner's addresses are wider.
       "An ARN, an application inference profile, a prompt router or an unlisted prefix does not show its destinations"
       "a foundation-model id such as openai.gpt-oss-120b-1:0, or add a new provider to global.bedrock.providers") -}}
 {{- else if gt (include "plane.residencyRank" $reach | int) (include "plane.residencyRank" $residency | int) -}}
+{{- $where := eq $reach "anywhere" | ternary $reach (printf "the %s" $reach) -}}
 {{- $why := "A prompt travels no farther than its residency" -}}
 {{- $remedies := list -}}
 {{- $prefix := splitList "." $id | first -}}
@@ -522,7 +527,7 @@ network and no one owner's addresses are wider.
 {{- $remedies = append $remedies "fallback: null" -}}
 {{- end -}}
 {{- include "plane.refusal" (list (printf "%s.fallback.model" $path)
-      (printf "%s reaches %s, beyond the residency %s" $id (eq $reach "anywhere" | ternary "anywhere" (printf "the %s" $reach)) $residency)
+      (printf "%s reaches %s, beyond the residency %s" $id $where $residency)
       $why
       (join ", or " $remedies)) -}}
 {{- end -}}

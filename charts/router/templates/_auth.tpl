@@ -18,7 +18,7 @@ can send.
         {{- if .jwks.uri }}
         remote_jwks:
           http_uri: {uri: {{ .jwks.uri | quote }}, cluster: jwks, timeout: 5s}
-          cache_duration: {{ include "router.seconds" .jwks.cacheDuration }}
+          cache_duration: {{ include "router.duration" .jwks.cacheDuration }}
           async_fetch: {failed_refetch_duration: 1s}
         {{- else }}
         local_jwks: {inline_string: {{ toJson .jwks.inline | quote }}}
@@ -53,25 +53,35 @@ can send.
 {{/* What the router says to whom it does not serve, as mappers of local replies; nothing with auth.mode none. */}}
 {{- define "router.authErrors" -}}
 {{- if eq .Values.auth.mode "jwt" -}}
-- filter: {{ include "router.metadataIs" (list 401 "envoy.filters.http.jwt_authn" "failed.message" "Jwks remote fetch is failed") }}
+{{- $verified := "envoy.filters.http.jwt_authn" -}}
+- filter: {{ include "router.metadataIs" (list 401 $verified "failed.message" "Jwks remote fetch is failed") }}
   status_code: 503
   headers_to_add:
     {{- include "router.reason" "authentication" | nindent 4 }}
     {{- include "router.retryAfter" . | nindent 4 }}
-  body_format_override: {{ include "router.errorBody" (list "server_error" "The keys of the tokens' issuer could not be fetched, so no token can be verified.") | nindent 4 }}
+  body_format_override:
+    {{- include "router.errorBody" (list "server_error"
+        "The keys of the tokens' issuer could not be fetched, so no token can be verified.") | nindent 4 }}
 {{- range list 401 403 }}
 # Envoy says 403 of a wrong audience; RFC 6750 says 401, as of every token that is not valid.
-- filter: {{ include "router.metadataIs" (list . "envoy.filters.http.jwt_authn" "failed") }}
+- filter: {{ include "router.metadataIs" (list . $verified "failed") }}
   status_code: 401
   headers_to_add: {{ include "router.reason" "authentication" | nindent 4 }}
-  body_format_override: {{ include "router.errorBody" (list "authentication_error" "No valid token: %DYNAMIC_METADATA(envoy.filters.http.jwt_authn:failed:message)%.") | nindent 4 }}
+  body_format_override:
+    {{- include "router.errorBody" (list "authentication_error"
+        (printf "No valid token: %%DYNAMIC_METADATA(%s:failed:message)%%." $verified)) | nindent 4 }}
 {{- end }}
 - filter: {{ include "router.metadataIs" (list 403 "inference-plane" "no_team") }}
   headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
-  body_format_override: {{ include "router.errorBody" (list "permission_error" "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 4 }}
+  body_format_override:
+    {{- include "router.errorBody" (list "permission_error"
+        "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 4 }}
 - filter: {{ include "router.statusIs" (list 403) }}
   headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
-  body_format_override: {{ include "router.errorBody" (list "permission_error" "The team `%DYNAMIC_METADATA(inference-plane:team)%` may not call the model `%REQ(x-plane-model)%`.") | nindent 4 }}
+  body_format_override:
+    {{- include "router.errorBody" (list "permission_error"
+        (print "The team `%DYNAMIC_METADATA(inference-plane:team)%` may not call the model "
+               "`%REQ(x-plane-model)%`.")) | nindent 4 }}
 {{- end -}}
 {{- end -}}
 

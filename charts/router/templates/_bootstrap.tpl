@@ -31,9 +31,10 @@ overload_manager:
   resource_monitors:
     - name: envoy.resource_monitors.global_downstream_max_connections
       typed_config:
-        "@type": type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig
+        "@type":
+          type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig
         max_active_downstream_connections: {{ .Values.limits.downstreamConnections }}
-    # Bodies are held in memory: near the container's limit new requests are answered 503, before the kernel ends them all.
+    # Bodies are held in memory: near the container's limit new requests are answered 503, before the kernel ends all.
     - name: envoy.resource_monitors.fixed_heap
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig
@@ -70,7 +71,8 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config:
-                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                "@type":
+                  type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
                 stat_prefix: no_capacity
                 local_reply_config: {{ include "router.errorBodies" . | nindent 18 }}
                 route_config:
@@ -97,7 +99,8 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config:
-                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                "@type":
+                  type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
                 stat_prefix: status
                 route_config:
                   virtual_hosts:
@@ -131,7 +134,7 @@ normalize_path: true
 merge_slashes: true
 path_with_escaped_slashes_action: REJECT_REQUEST
 always_set_request_id_in_response: true
-stream_idle_timeout: {{ include "router.seconds" .Values.requestTimeout }}
+stream_idle_timeout: {{ include "router.duration" .Values.requestTimeout }}
 request_headers_timeout: 30s
 request_timeout: 120s
 common_http_protocol_options:
@@ -200,7 +203,10 @@ one place.
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.content_parsers.json.v3.JsonContentParser
           rules:
-            {{- range list (list "prompt_tokens" "prompt_tokens") (list "completion_tokens" "completion_tokens") (list "cached_tokens" "prompt_tokens_details" "cached_tokens") }}
+            {{- range list
+                  (list "prompt_tokens" "prompt_tokens")
+                  (list "completion_tokens" "completion_tokens")
+                  (list "cached_tokens" "prompt_tokens_details" "cached_tokens") }}
             - rule:
                 selectors:
                   - key: usage
@@ -252,21 +258,35 @@ duration_ms: "%DURATION%"
 mappers:
   {{- include "router.authErrors" . | nindent 2 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
-    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "invalid_request_error"
+          "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
-    body_format_override: {{ include "router.errorBody" (list "not_found_error" "The model `%REQ(x-plane-model)%` does not exist, or does not serve this path.") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "not_found_error"
+          "The model `%REQ(x-plane-model)%` does not exist, or does not serve this path.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404) }}
-    body_format_override: {{ include "router.errorBody" (list "not_found_error" "This path does not exist. Name the model in the body, or in the path: /MODEL/v1/...") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "not_found_error"
+          "This path does not exist. Name the model in the body, or in the path: /MODEL/v1/...") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 413) }}
-    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" (printf "The body is larger than %d MiB." (int .Values.maxBodyMiB))) | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "invalid_request_error"
+          (printf "The body is larger than %d MiB." (int .Values.maxBodyMiB))) | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 503) }}
     headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
-    body_format_override: {{ include "router.errorBody" (list "overloaded_error" "No engine can take the request now (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "overloaded_error"
+          "No engine can take the request now (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 504) }}
-    body_format_override: {{ include "router.errorBody" (list "timeout_error" "The answer took too long (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "timeout_error"
+          "The answer took too long (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
   - filter:
       status_code_filter: {comparison: {op: GE, value: {default_value: 400, runtime_key: none}}}
-    body_format_override: {{ include "router.errorBody" (list "invalid_request_error" "The request was refused (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "invalid_request_error"
+          "The request was refused (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
 {{- end -}}
 
 {{/* OpenAI's error: (list TYPE MESSAGE). */}}
@@ -277,11 +297,13 @@ json_format: {error: {message: {{ last . | quote }}, type: {{ first . }}, param:
 
 {{/* An access-log filter for a status, and for a request header where one is named. */}}
 {{- define "router.statusIs" -}}
-{{- $status := dict "status_code_filter" (dict "comparison" (dict "op" "EQ" "value" (dict "default_value" (first .) "runtime_key" "none"))) -}}
+{{- $value := dict "default_value" (first .) "runtime_key" "none" -}}
+{{- $status := dict "status_code_filter" (dict "comparison" (dict "op" "EQ" "value" $value)) -}}
 {{- if eq (len .) 1 -}}
 {{ toJson $status }}
 {{- else -}}
-{{ dict "and_filter" (dict "filters" (list $status (dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true))))) | toJson }}
+{{- $header := dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true)) -}}
+{{ dict "and_filter" (dict "filters" (list $status $header)) | toJson }}
 {{- end -}}
 {{- end -}}
 

@@ -20,7 +20,8 @@ name: fleet/{{ .model.fleet }}
 alt_stat_name: fleet/{{ .model.fleet }}
 metadata:
   filter_metadata:
-    inference-plane: {{ include "router.clusterFacts" (dict "model" .model "backend" "fleet" "version" .model.version) }}
+    {{- $facts := dict "model" .model "backend" "fleet" "version" .model.version }}
+    inference-plane: {{ include "router.clusterFacts" $facts }}
 connect_timeout: 1s
 lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
@@ -44,7 +45,9 @@ load_assignment:
       lb_endpoints:
         - endpoint:
             address:
-              socket_address: {address: {{ include "plane.engineHost" . }}, port_value: {{ include "plane.enginePort" . }}}
+              socket_address:
+                address: {{ include "plane.engineHost" . }}
+                port_value: {{ include "plane.enginePort" . }}
     # An empty fleet answers here with 503, so that the request moves on or the client hears when to come back.
     - priority: 1
       lb_endpoints:
@@ -61,9 +64,9 @@ circuit_breakers:
       max_retries: {{ add $values.limits.requests (mul 2 $values.fallback.maxConcurrent) }}
       track_remaining: true
 health_checks:
-  - timeout: {{ include "router.seconds" $values.health.timeout }}
-    interval: {{ include "router.seconds" $values.health.interval }}
-    no_traffic_interval: {{ include "router.seconds" $values.health.interval }}
+  - timeout: {{ include "router.duration" $values.health.timeout }}
+    interval: {{ include "router.duration" $values.health.interval }}
+    no_traffic_interval: {{ include "router.duration" $values.health.interval }}
     unhealthy_threshold: {{ $values.health.unhealthyThreshold }}
     healthy_threshold: 1
     http_health_check: {path: /health}
@@ -75,7 +78,7 @@ outlier_detection:
   enforcing_success_rate: 0
   enforcing_local_origin_success_rate: 0
   interval: 1s
-  base_ejection_time: {{ include "router.seconds" $values.health.ejectionTime }}
+  base_ejection_time: {{ include "router.duration" $values.health.ejectionTime }}
   max_ejection_percent: {{ $values.health.maxEjectionPercent }}
 typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
@@ -97,11 +100,12 @@ typed_extension_protocol_options:
 
 {{/* Every address of a name is an endpoint of its own. */}}
 {{- define "router.dnsClusterType" -}}
+{{- $rate := include "router.duration" .Values.dns.refreshRate -}}
 name: envoy.clusters.dns
 typed_config:
   "@type": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster
-  dns_refresh_rate: {{ include "router.seconds" .Values.dns.refreshRate }}
-  dns_failure_refresh_rate: {base_interval: {{ include "router.seconds" .Values.dns.refreshRate }}, max_interval: {{ include "router.seconds" .Values.dns.refreshRate }}}
+  dns_refresh_rate: {{ $rate }}
+  dns_failure_refresh_rate: {base_interval: {{ $rate }}, max_interval: {{ $rate }}}
   dns_lookup_family: V4_ONLY
   all_addresses_in_single_endpoint: false
 {{- end -}}
@@ -132,12 +136,14 @@ typed_config:
 {{- define "router.bedrockCluster" -}}
 {{- $values := .root.Values -}}
 {{- $host := include "router.bedrockHost" .root -}}
+{{- $account := dict "global" $values.global "namespace" .root.Release.Namespace "serviceAccount" "router" -}}
 "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
 name: bedrock/{{ .model.name }}
 alt_stat_name: bedrock/{{ .model.name }}
 metadata:
   filter_metadata:
-    inference-plane: {{ include "router.clusterFacts" (dict "model" .model "backend" "bedrock" "version" .model.fallback.model) }}
+    {{- $facts := dict "model" .model "backend" "bedrock" "version" .model.fallback.model }}
+    inference-plane: {{ include "router.clusterFacts" $facts }}
 connect_timeout: 2s
 lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
@@ -194,7 +200,6 @@ typed_extension_protocol_options:
             custom_credential_provider_chain: true
             {{- if eq $values.global.identity.mode "irsa" }}
             assume_role_with_web_identity_provider:
-              {{- $account := dict "global" $values.global "namespace" .root.Release.Namespace "serviceAccount" "router" }}
               role_arn: {{ (include "plane.role" $account | fromJson).arn }}
               role_session_name: router
               web_identity_token_data_source:

@@ -77,7 +77,8 @@ resources:
                     name: {{ $served | quote }}
                     typed_config:
                       "@type": type.googleapis.com/envoy.config.route.v3.RouteList
-                      routes: {{ include "router.modelRoutes" (dict "root" $ "model" $model "served" $served) | nindent 24 }}
+                      routes:
+                        {{- include "router.modelRoutes" (dict "root" $ "model" $model "served" $served) | nindent 24 }}
                 {{- end }}
                 {{- end }}
           on_no_match:
@@ -141,7 +142,11 @@ one, so that one wide value among them would be enough.
   response_headers_to_add:
     - header: {key: content-type, value: application/json}
       append_action: OVERWRITE_IF_EXISTS_OR_ADD
-{{- $paths := dict "chat" "/v1/chat/completions" "completions" "/v1/completions" "embeddings" "/v1/embeddings" "responses" "/v1/responses" }}
+{{- $paths := dict
+      "chat" "/v1/chat/completions"
+      "completions" "/v1/completions"
+      "embeddings" "/v1/embeddings"
+      "responses" "/v1/responses" }}
 {{- if $fallback }}
 - name: {{ .model.name }}/chat/restricted
   match:
@@ -149,7 +154,9 @@ one, so that one wide value among them would be enough.
     headers:
       - {name: ":method", string_match: {exact: POST}}
       - {name: x-residency, present_match: true}
-      - {name: x-residency, string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}, invert_match: true}
+      - name: x-residency
+        string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}
+        invert_match: true
   route: {{ include "router.fleetAction" . | nindent 4 }}
 - name: {{ .model.name }}/chat/stream
   match:
@@ -159,22 +166,25 @@ one, so that one wide value among them would be enough.
       - {name: x-plane-stream, present_match: true}
   {{- with .model.firstTokenBudget }}
   request_headers_to_add:
-    - header: {key: x-plane-first-token-budget, value: "{{ include "plane.milliseconds" . }};per-kib={{ $.model.firstTokenBudgetPerKiB }}"}
+    - header:
+        key: x-plane-first-token-budget
+        value: "{{ include "plane.milliseconds" . }};per-kib={{ $.model.firstTokenBudgetPerKiB }}"
       append_action: OVERWRITE_IF_EXISTS_OR_ADD
     - header: {key: x-plane-started-ms, value: "%START_TIME(%s%3f)%"}
       append_action: OVERWRITE_IF_EXISTS_OR_ADD
   {{- end }}
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
-    timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
-    retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true "perTry" .root.Values.hangGuard) | nindent 6 }}
+    timeout: {{ include "router.duration" .root.Values.requestTimeout }}
+    {{- $retries := dict "retries" 2 "refresh" true "perTry" .root.Values.hangGuard }}
+    retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}
 - name: {{ .model.name }}/chat
   match:
     path: /v1/chat/completions
     headers: [{name: ":method", string_match: {exact: POST}}]
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
-    timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
+    timeout: {{ include "router.duration" .root.Values.requestTimeout }}
     retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true) | nindent 6 }}
 {{- end }}
 {{- range $api := .model.api }}
@@ -199,7 +209,7 @@ retry_policy: {{ include "router.retryPolicy" (dict "retries" 1 "refresh" true) 
 {{- else -}}
 cluster: fleet/{{ .model.name }}
 {{- end }}
-timeout: {{ include "router.seconds" .root.Values.requestTimeout }}
+timeout: {{ include "router.duration" .root.Values.requestTimeout }}
 {{- end -}}
 
 {{/*
@@ -215,13 +225,16 @@ retry_host_predicate:
   - name: envoy.retry_host_predicates.previous_hosts
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-{{- /* The balancer picks at random: of two pods, 3 picks would be the sick one again in one case of 16. */}}
-host_selection_retry_max_attempts: 20
+{{- /*
+A pod that errs at once has the fewest requests, so that of two pods each pick is the sick one again in 3 cases of 4: 50
+picks in one of a million, 20 would in 3 of a thousand.
+*/}}
+host_selection_retry_max_attempts: 50
 {{- if .refresh }}
 refresh_cluster_on_retry: true
 {{- end }}
 {{- with .perTry }}
-per_try_timeout: {{ include "router.seconds" . }}
+per_try_timeout: {{ include "router.duration" . }}
 {{- end }}
 {{- end -}}
 
@@ -236,7 +249,7 @@ per_try_timeout: {{ include "router.seconds" . }}
 {{- end -}}
 
 {{/* Envoy's JSON durations are decimal seconds. */}}
-{{- define "router.seconds" -}}
+{{- define "router.duration" -}}
 {{ divf (include "plane.milliseconds" .) 1000 }}s
 {{- end -}}
 

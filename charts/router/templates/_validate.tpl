@@ -8,7 +8,7 @@
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
 {{- end -}}
 
-{{/* A budget ends before the hang guard, the hang guard before the request, and the request before the ALB's patience. */}}
+{{/* A budget ends before the hang guard, the guard before the request, and the request before the ALB's patience. */}}
 {{- define "router.refuseTimes" -}}
 {{- $guard := include "plane.milliseconds" .Values.hangGuard | int -}}
 {{- $timeout := include "plane.milliseconds" .Values.requestTimeout | int -}}

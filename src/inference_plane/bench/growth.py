@@ -21,10 +21,6 @@ from inference_plane.checkout import CHARTS
 
 #: Sizes of the catalogue that are compared.
 SIZES = (10, 50, 100)
-#: Bytes of a Secret's values, which hold a release: MaxSecretSize of Kubernetes' validation.
-RELEASE_LIMIT = 1024 * 1024
-#: Bytes of the router's files beyond which the router's chart refuses to render.
-ROUTER_LIMIT = 900 * 1024
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,11 @@ def release_bytes(release: Mapping[str, Any]) -> int:
 
 
 def table(found: Sequence[Growth], caption: str) -> rich.table.Table:
-    """For people; the last line is the growth from the first row to the last."""
+    """For people; the last line is the growth from the first row to the last.
+
+    A release is held by a Secret (MaxSecretSize of Kubernetes' validation: 1 MiB), the router's files by a ConfigMap,
+    of which the chart refuses to fill more than 900 KiB.
+    """
     drawn = rich.table.Table(box=rich.box.SIMPLE, caption=caption, caption_justify="left")
     for heading in ("models", "helm template", "objects", "manifests", "release, of 1024 KiB", "router, of 900 KiB"):
         drawn.add_column(heading, justify="right")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 PATH = "/v1/chat/completions"
 STREAM_EVENTS = 100
 
-# Lines of a prior-authorization packet. A scanner of JSON has to stop at each quote: prose has few of them, and a packet
+# Lines of a prior-authorization packet. A scanner of JSON stops at each quote: prose has few of them, and a packet
 # of quotations (or a document that is JSON itself) many.
 _LINE = "Page {number}: the member states pain since {number} weeks; see the note of Dr. Example, code M54.5.\n"
 _QUOTING = 'Page {number}: the member states "pain since {number} weeks"; see the note of Dr. Example, code M54.5.\n'

@@ -1,6 +1,6 @@
 """Tools that come as Go modules: built once from the pins of the folder with their name, and kept in the cache.
 
-The modules' checksums stand in go.sum, so that a proxy that serves something else is refused by Go itself. Each tool has
+The modules' checksums stand in go.sum, so that Go itself refuses a proxy that serves something else. Each tool has
 pins of its own, because together they do not build.
 """
 
