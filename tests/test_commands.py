@@ -32,7 +32,7 @@ ENVIRONMENT = {
         },
     },
     "vllm": {"select": {"team": "appeals"}},
-    "router": {"replicas": 3},
+    "router": {"replicas": 3, "auth": {"mode": "none"}},
 }
 
 

@@ -46,7 +46,7 @@ VALUES = {
         },
     },
 }
-RENDERED = {chart: {**VALUES, **ON} for chart in ("router", "vllm")}
+RENDERED = {"router": {**VALUES, **ON, "auth": {"mode": "none"}}, "vllm": {**VALUES, **ON}}
 
 Series = tuple[str, str]
 

@@ -106,7 +106,7 @@ def test_a_canary_on_neuron_has_an_artifact_of_its_own():
 
 def router(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The route configuration and the clusters."""
-    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}, "clientNamespaces": ["c"]}
+    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}, "clientNamespaces": ["c"], "auth": {"mode": "none"}}
     data = helm.template("router", values=values({"m": MODEL | model}, **network)).find("ConfigMap", "router-xds")[
         "data"
     ]

@@ -12,6 +12,9 @@ from inference_plane import checkout, helm, schemas
 SUMMARY = {"source": "s3://models/summary/v7/", "weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 FALLBACK = {"model": "openai.gpt-oss-120b-1:0", "retention": "none"}
 
+#: Of the router, in the umbrella.
+AUTH = {"issuer": "https://i.example", "audiences": ["inference"], "jwks": {"inline": {"keys": [{"kty": "RSA"}]}}}
+
 #: Values that fit together; each case changes as little as it can.
 BASE = {
     "global": {
@@ -502,7 +505,7 @@ def test_every_chart_validates_the_catalogue(chart: pathlib.Path, installed: str
 def notes(chart: pathlib.Path, overlay: dict[str, Any], *arguments: str) -> str:
     """What the umbrella says after an installation; a dry run of the client asks no cluster."""
     values = chart.parent / "overlay.json"
-    values.write_text(json.dumps({"global": overlay}))
+    values.write_text(json.dumps({"global": overlay, "router": {"auth": AUTH}}))
     umbrella = checkout.CHARTS / "inference-plane"
     text = helm.run(
         "install", "plane", str(umbrella), "--namespace", "inference", "--dry-run=client",
@@ -553,6 +556,7 @@ Next
   helm test plane -n inference
   kubectl -n inference port-forward service/router 8080:80 &
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+    -H "authorization: Bearer $TOKEN" \\
     -d '{"model": "other", "messages": [{"role": "user", "content": "Say hello."}]}'
 """
     )
@@ -585,6 +589,17 @@ def test_notes_name_the_risk(chart: pathlib.Path, overlay: dict[str, Any], risk:
     assert f"- {risk}" not in notes(chart, {})
 
 
+def test_notes_name_a_router_that_asks_for_no_token(chart: pathlib.Path) -> None:
+    risk = (
+        "\n- Nobody is asked for a token (the router's auth.mode is none): whoever reaches the router is served. "
+        "Set auth.mode: jwt.\n"
+    )
+    text = notes(chart, {}, "--set", "router.auth.mode=none")
+    assert risk in text and "Bearer" not in text
+    assert risk not in notes(chart, {})
+    assert risk not in notes(chart, {}, "--set", "router.auth.mode=none,router.enabled=false")
+
+
 def test_notes_of_a_safe_catalogue_name_no_risk(chart: pathlib.Path) -> None:
     digest = {"digest": f"sha256:{64 * '0'}"}
     overlay = {
@@ -598,7 +613,7 @@ def test_notes_of_a_safe_catalogue_name_no_risk(chart: pathlib.Path) -> None:
 
 
 def test_notes_name_every_image_that_pods_run_without_a_digest(chart: pathlib.Path) -> None:
-    render = helm.template("inference-plane", files=[chart.parent / "base.yaml"])
+    render = helm.template("inference-plane", files=[chart.parent / "base.yaml"], values={"router": {"auth": AUTH}})
     pods = [o["spec"]["template"]["spec"] if o["kind"] == "Deployment" else o["spec"]
             for o in render.objects if o["kind"] in ("Deployment", "Pod")]  # fmt: skip
     run = {c["image"] for pod in pods for c in [*pod["containers"], *pod.get("initContainers", [])]}

@@ -41,7 +41,8 @@ BASE: dict[str, Any] = {
             "records": {**GPU, "source": "s3://payer-models/records/v3/", "namespace": "care"},
             "tiny": {"source": "file:///models/tiny/v1/", "weightsGiB": 0.3, "accelerator": "cpu", "maxModelLen": 512},
         },
-    }
+    },
+    "router": {"auth": {"mode": "none"}},
 }
 NONE = {"identity": {"mode": "none", "manage": "external"}}
 NO_FALLBACK = {"models": {"summary": {"fallback": None}}}

@@ -519,7 +519,7 @@ UMBRELLA = {"karpenter-nodepools": {"enabled": True, **{k: v for k, v in BASE.it
 
 
 def whole(**over: Any) -> helm.Render:
-    base = {"global": values(m=MODEL)["global"], "router": {"clientNamespaces": ["c"]}}
+    base = {"global": values(m=MODEL)["global"], "router": {"clientNamespaces": ["c"], "auth": {"mode": "none"}}}
     return helm.template("inference-plane", values=merged(merged(base, UMBRELLA), over))
 
 

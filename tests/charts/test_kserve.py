@@ -82,7 +82,7 @@ def test_what_belongs_to_the_pods_is_that_of_the_chart_vllm():
 
 
 def test_the_router_does_not_tell_the_engines_apart():
-    network = {"global": {"network": {"policies": False}}}
+    network = {"global": {"network": {"policies": False}}, "auth": {"mode": "none"}}
     one, other = (
         helm.template("router", values=values({"m": MODEL | {"engine": engine}}, **network)).find(
             "ConfigMap", "router-xds"
@@ -110,7 +110,7 @@ def test_a_chart_runs_the_models_of_its_engine(chart):
 
 
 def test_both_engines_share_a_release_and_a_namespace():
-    network = {"global": {"network": {"albSubnetCidrs": ["10.0.9.0/24"]}}}
+    network = {"global": {"network": {"albSubnetCidrs": ["10.0.9.0/24"]}}, "router": {"auth": {"mode": "none"}}}
     rendered = helm.template(
         "inference-plane", values=values({"a": MODEL, "b": MODEL | {"engine": "kserve"}}, **network)
     )
@@ -287,7 +287,7 @@ def test_the_umbrella_holds_the_drains_and_labels_of_both_engines_together():
         "nodeClass": {"role": "nodes", "subnetTags": {"tier": "private"}, "securityGroupTags": {"for": "nodes"}},
         "ec2": {"amiAlias": "bottlerocket@1.46.0"},
     }
-    over = {"karpenter-nodepools": nodes, "router": {"clientNamespaces": ["c"]}}
+    over = {"karpenter-nodepools": nodes, "router": {"clientNamespaces": ["c"], "auth": {"mode": "none"}}}
     longer = {"kserve": {"drain": {"shutdownTimeoutSeconds": 65}}}
     assert helm.template("inference-plane", values=values({"m": MODEL}, **over, **longer)).of_kind("NodePool")
     with pytest.raises(helm.HelmError) as refused:
@@ -304,7 +304,7 @@ def test_the_umbrella_says_how_to_wait_and_which_images_have_no_digest(tmp_path)
     }
     models = {"a": MODEL, "b": MODEL | {"engine": "kserve", "canary": {"source": "s3://models/m/v2/", "percent": 5}}}
     file = tmp_path / "values.json"
-    file.write_text(json.dumps(values(models, **{"karpenter-nodepools": nodes, "router": {"clientNamespaces": ["c"]}})))
+    file.write_text(json.dumps(values(models, **{"karpenter-nodepools": nodes, "router": {"clientNamespaces": ["c"], "auth": {"mode": "none"}}})))
     umbrella = str(CHARTS / "inference-plane")
     text = helm.run("install", "plane", umbrella, "--dry-run=client", "--namespace", "inference", "-f", str(file))
     notes = text.partition("NOTES:\n")[2]

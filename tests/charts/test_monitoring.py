@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
             "intake": {**ENTRY, "source": "s3://models/intake/v1/"},
         },
     },
-    "router": {**ON, "dashboards": {"enabled": True}},
+    "router": {**ON, "auth": {"mode": "none"}, "dashboards": {"enabled": True}},
     "vllm": ON,
 }
 CHARTS_ON = ("router", "vllm")
@@ -314,7 +314,7 @@ def test_the_sidecar_may_look_for_another_label() -> None:
 
 
 def test_nothing_of_it_is_there_by_default() -> None:
-    values = {"global": VALUES["global"]}
+    values = {"global": VALUES["global"], "router": {"auth": {"mode": "none"}}}
     kinds = {o["kind"] for o in render("inference-plane", values).objects}
     assert not kinds & {"PodMonitor", "PrometheusRule"}
     assert not dashboards(render("inference-plane", values).objects)

@@ -27,7 +27,52 @@ def xds(rendered, name):
     return json.loads(rendered.find("ConfigMap", "router-xds")["data"][name])["resources"]
 
 
+#: Keys that nobody fetches.
+INLINE = {"jwks": {"uri": "", "inline": {"keys": [{"kty": "RSA", "kid": "1", "n": "AQAB", "e": "AQAB"}]}}}
+
 REFUSALS = {
+    "tokens of nobody": (
+        {"auth": {"issuer": ""}},
+        "- auth.issuer: empty, while auth.mode is jwt. A token is believed of one issuer alone, and without a token "
+        "nobody is served. Set the `iss` of your tokens, such as https://payer.okta.example/oauth2/default, or "
+        "auth.mode: none to serve whoever reaches the router.",
+    ),
+    "tokens for anything": (
+        {"auth": {"audiences": []}},
+        "- auth.audiences: empty, while auth.mode is jwt. A token that the issuer made for another service would be "
+        "good here. Set the `aud` of the tokens that are meant for this plane.",
+    ),
+    "no keys": (
+        {"auth": {"jwks": {"uri": ""}}},
+        "- auth.jwks: has neither uri nor inline.keys. The keys of the issuer come from one place. Set uri to the "
+        "issuer's `jwks_uri`, or inline to its key set.",
+    ),
+    "keys from two places": (
+        {"auth": {"jwks": {"inline": INLINE["jwks"]["inline"]}}},
+        "- auth.jwks: has both uri and inline.keys. The keys of the issuer come from one place. Set uri to the "
+        "issuer's `jwks_uri`, or inline to its key set.",
+    ),
+    "keys that nobody may fetch": (
+        {"global": {"network": {"jwksCidrs": []}}},
+        "- global.network.jwksCidrs: empty, while auth.jwks.uri is set. The NetworkPolicies deny what nobody names, and "
+        "without keys every token is refused. Set the CIDRs of the issuer, auth.jwks.inline in the uri's place, or "
+        "global.network.policies: false.",
+    ),
+    "one group for two teams": (
+        {"global": {"teams": {"appeals": {"claim": "inference-care"}}}},
+        "- global.teams.care.claim: inference-care means the team appeals already. A token names exactly one team. Set "
+        "another claim.",
+    ),
+    "no team": (
+        {"global": {"teams": {"appeals": None, "care": None}, "models": {"clinical-summary": None, "records": None}}},
+        "- global.teams: empty, while auth.mode is jwt. Who is of no team is let in nowhere. Set the teams that may "
+        "call, or auth.mode: none.",
+    ),
+    "access that nothing enforces": (
+        {"auth": {"mode": "none"}},
+        "- global.models.records.access: for care alone, while the router's auth.mode is none. Nobody's team is known "
+        "then, so it would look enforced and bind nobody. Set auth.mode: jwt, or access: null.",
+    ),
     "a time-out that no load balancer has": (
         {"requestTimeout": "4001s"},
         "- requestTimeout: 4001s is longer than 4000s. A load balancer's idle timeout cannot be longer, so it would cut "
@@ -80,6 +125,22 @@ WRONG_FORMS = {
     "a unit after a blank": ({"requestTimeout": "600 s"}, "at '/requestTimeout': '600 s' does not match pattern"),
     "an unknown key": ({"replcas": 3}, "at '': additional properties 'replcas' not allowed"),
     "more than half of a fleet ejected": ({"health": {"maxEjectionPercent": 100}}, "at '/health/maxEjectionPercent'"),
+    "keys in clear text": ({"auth": {"jwks": {"uri": "http://issuer.example/keys"}}}, "at '/auth/jwks/uri'"),
+    "a private key": (
+        {"auth": {"jwks": {"inline": {"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "d": "x"}]}}}},
+        "at '/auth/jwks/inline/keys/0': additional properties 'd' not allowed",
+    ),
+    "a shared secret": (
+        {"auth": {"jwks": {"inline": {"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}}}},
+        "at '/auth/jwks/inline/keys/0/kty': value must be one of 'RSA', 'EC', 'OKP'",
+    ),
+    "a key where certificates belong": (
+        {"auth": {"jwks": {"caCertificates": "-----BEGIN PRIVATE KEY-----"}}}, "at '/auth/jwks/caCertificates'",
+    ),
+    "access for nobody": (
+        {"global": {"models": {"records": {"access": {"teams": []}}}}},
+        "at '/global/models/records/access/teams': minItems: got 0, want 1",
+    ),
     "a host name as resolver": ({"dns": {"resolvers": ["dns:53"]}}, "at '/dns/resolvers/0'"),
 }
 
@@ -246,11 +307,11 @@ def test_the_policy_names_every_flow_and_no_other():
     policy = render().find("NetworkPolicy", "router")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     cidrs = [peer["ipBlock"]["cidr"] for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
-    assert cidrs == ["169.254.170.23/32", "10.0.64.0/20"]
+    assert cidrs == ["169.254.170.23/32", "10.0.64.0/20", "10.0.80.0/24"]
 
 
 def test_without_a_fallback_nothing_leaves_the_cluster():
-    overlay = {"global": {"models": {"clinical-summary": None, "letters": None}}}
+    overlay = {"global": {"models": {"clinical-summary": None, "letters": None}}, "auth": INLINE}
     rendered = render(overlay)
     policy = rendered.find("NetworkPolicy", "router")["spec"]
     assert not [peer for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
@@ -272,3 +333,84 @@ def test_a_router_that_fills_up_refuses_requests_before_the_kernel_ends_it():
     (action,) = overload["actions"]
     assert action["name"] == "envoy.overload_actions.stop_accepting_requests"
     assert action["triggers"] == [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": 0.7}}]
+
+
+# --- who calls -------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(rendered):
+    return json.loads(rendered.find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
+
+
+def filters(rendered):
+    (listener,) = [one for one in bootstrap(rendered)["static_resources"]["listeners"] if one["name"] == "plane"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return {one["name"].rsplit(".", 1)[-1]: one["typed_config"] for one in manager["http_filters"]}
+
+
+def test_the_token_is_looked_at_before_the_body():
+    assert list(filters(render()))[:4] == ["jwt_authn", "identity", "rbac", "lua"]
+    (provider,) = filters(render())["jwt_authn"]["providers"].values()
+    assert (provider["issuer"], provider["audiences"]) == ("https://payer.okta.example/oauth2/default", ["inference"])
+    assert (provider["require_expiration"], provider["forward"]) == (True, False)
+
+
+def test_without_tokens_nothing_of_them_is_rendered():
+    rendered = render({"auth": {"mode": "none"}, "global": {"models": {"records": {"access": None}}}})
+    assert not {"jwt_authn", "identity", "rbac"} & set(filters(rendered))
+    assert "identity.lua" not in rendered.find("ConfigMap", "router-bootstrap")["data"]
+    assert [cluster["name"] for cluster in bootstrap(rendered)["static_resources"]["clusters"]] == ["admin"]
+    cidrs = [p["ipBlock"]["cidr"] for rule in rendered.find("NetworkPolicy", "router")["spec"]["egress"]
+             for p in rule["to"] if "ipBlock" in p]  # fmt: skip
+    assert "10.0.80.0/24" not in cidrs
+
+
+def test_keys_come_from_a_host_that_proves_its_name_and_has_a_rule_of_its_own():
+    uri = "https://issuer.example:8443/keys"
+    pem = "-----BEGIN CERTIFICATE-----\nTUlJ\n-----END CERTIFICATE-----\n"
+    rendered = render({"auth": {"jwks": {"uri": uri, "caCertificates": pem, "cacheDuration": "90s"}}})
+    (provider,) = filters(rendered)["jwt_authn"]["providers"].values()
+    assert provider["remote_jwks"]["http_uri"]["uri"] == uri
+    assert float(provider["remote_jwks"]["cache_duration"].removesuffix("s")) == 90
+    (cluster,) = [c for c in bootstrap(rendered)["static_resources"]["clusters"] if c["name"] == "jwks"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["address"]["socket_address"] == {"address": "issuer.example", "port_value": 8443}
+    trust = cluster["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"]
+    assert trust["trusted_ca"] == {"inline_string": pem}
+    assert trust["match_typed_subject_alt_names"] == [{"san_type": "DNS", "matcher": {"exact": "issuer.example"}}]
+    (rule,) = [r for r in rendered.find("NetworkPolicy", "router")["spec"]["egress"] if r["ports"][0]["port"] == 8443]
+    assert rule["to"] == [{"ipBlock": {"cidr": "10.0.80.0/24"}}]
+
+
+def test_the_routes_say_what_each_claim_means():
+    (routes,) = xds(render(), "routes.json")
+    context = routes["typed_per_filter_config"]["identity"]["filter_context"]
+    assert context["teams"] == {
+        "appeals": {"team": "appeals", "cost_center": "4711"},
+        "inference-care": {"team": "care", "cost_center": "4712"},
+    }
+    assert context["claims"] == {"team": ["groups"], "subject": ["sub"], "residency": []}
+
+
+def test_access_is_the_first_route_under_each_name_of_a_model():
+    rendered = render({"global": {"models": {"records": {"servedNames": ["org/records"]}}}})
+    (routes,) = xds(rendered, "routes.json")
+    by_model = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    for name, entry in by_model.items():
+        first = entry["action"]["typed_config"]["routes"][0]
+        assert (first["name"] == "records/access") == (name in ("records", "org/records"))
+    first = by_model["records"]["action"]["typed_config"]["routes"][0]
+    assert first["direct_response"] == {"status": 403}
+    (match,) = first["match"]["dynamic_metadata"]
+    assert (match["filter"], match["path"], match["invert"]) == ("inference-plane", [{"key": "team"}], True)
+    assert match["value"]["string_match"]["safe_regex"]["regex"] == "^(care)$"
+
+
+def test_a_hundred_models_with_access_fit_the_files():
+    """Ten teams, each of which sees another catalogue: the most that lists of models can take."""
+    entry = VALUES["global"]["models"]["clinical-summary"] | {"servedNames": [], "team": "appeals"}
+    teams = [f"team-{n}" for n in range(10)]
+    models = {f"model-{n:03}": entry | {"access": {"teams": [teams[n % 10], teams[(n + 1) % 10]]}} for n in range(100)}
+    data = render({"global": {"teams": {team: {} for team in teams}, "models": models}})
+    size = sum(len(text) for text in data.find("ConfigMap", "router-xds")["data"].values())
+    assert size < 900 * 1024, size

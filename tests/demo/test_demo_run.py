@@ -142,7 +142,9 @@ def test_every_scene_is_as_expected_and_the_plane_stays_up(tmp_path: Path) -> No
         assert {row["scene"] for row in found["rows"]} > {"a completion", "saturation: all are answered"}
         line = (tmp_path / "err").read_text().split("curl -N ")[1]
         url, body = line.split()[0], line.split(" -d '")[1].split("'")[0]
-        request = urllib.request.Request(url, body.encode(), {"content-type": "application/json"})
+        token = line.split("-H 'authorization: ")[1].split("'")[0]
+        headers = {"content-type": "application/json", "authorization": token}
+        request = urllib.request.Request(url, body.encode(), headers)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
             assert reply.headers["x-inference-backend"] == "fleet"
             assert reply.read().endswith(b"data: [DONE]\n\n")

@@ -46,6 +46,9 @@ function Handle:body()
   if self.header_map then self.header_map.dead, self.header_map = true, nil end
   return self.content
 end
+-- Metadata of one filter, whose table is given whole.
+function Handle:streamInfo() return self end
+function Handle:dynamicMetadata() return {get = function(_, name) return self.metadata[name] end} end
 function Handle:clearRouteCache() self.cleared = true end
 function Handle:logErr(text) self.logged = text end
 function Handle:respond(headers, body) self.reply, self.reply_body = headers, body; error(RESPONDED) end
@@ -55,8 +58,8 @@ function pairs(value)
   if meta and meta.__pairs then return meta.__pairs(value) end
   return plain_pairs(value)
 end
-function run(name, headers, body)
-  local handle = setmetatable({map = headers}, Handle)
+function run(name, headers, body, caller)
+  local handle = setmetatable({map = headers, metadata = {["inference-plane"] = caller}}, Handle)
   handle.content = body and setmetatable({text = body}, Body) or nil
   local ok, problem = plain_pcall(_G[name], handle)
   if not ok and problem ~= RESPONDED then error(problem, 0) end
@@ -83,7 +86,7 @@ def source(name: str) -> bytes:
 
 
 def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Result]:
-    """A function (entry point, headers, body) that runs the filter `name` in a LuaJIT of its own."""
+    """A function (entry point, headers, body, what the plane's metadata says of the caller) that runs the filter `name` in a LuaJIT of its own."""
     runtime = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
     runtime.execute(HANDLE)
     runtime.execute(before + source(name) + after)
@@ -92,9 +95,13 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
     def text(table: object) -> dict[str, str]:
         return {k.decode(): v.decode("latin-1") for k, v in table.items()} if table is not None else {}
 
-    def call(entry: str, headers: dict[str, str], body: bytes | None = None) -> Result:
-        sent = runtime.table_from({k.encode(): v.encode("latin-1") for k, v in headers.items()})
-        handle = run(entry.encode(), sent, body)
+    def table(texts: dict[str, str]) -> object:
+        return runtime.table_from({k.encode(): v.encode("latin-1") for k, v in texts.items()})
+
+    def call(
+        entry: str, headers: dict[str, str], body: bytes | None = None, caller: dict[str, str] | None = None
+    ) -> Result:
+        handle = run(entry.encode(), table(headers), body, None if caller is None else table(caller))
         content = handle[b"content"]
         return Result(
             headers=text(handle[b"map"]),

@@ -220,3 +220,16 @@ def test_a_residency_that_is_not_one_known_word_is_the_tightest(route, given, ke
 
 def test_no_residency_is_added(route):
     assert "x-residency" not in route(body=b'{"model":"m"}').headers
+    assert "x-residency" not in route(body=b'{"model":"m"}', caller={"team": "care"}).headers
+
+
+WORDS_OF_RESIDENCY = ["cluster", "region", "geography", "anywhere"]
+
+
+@pytest.mark.parametrize("claimed", [*WORDS_OF_RESIDENCY, "Region", ""])
+@pytest.mark.parametrize("given", [None, *WORDS_OF_RESIDENCY, "global"])
+def test_the_tighter_of_the_tokens_residency_and_the_headers_is_kept(route, given, claimed):
+    headers = {} if given is None else {"x-residency": given}
+    kept = route(body=b'{"model":"m"}', headers=headers, caller={"token_residency": claimed}).headers["x-residency"]
+    asked = [word if word in WORDS_OF_RESIDENCY else "cluster" for word in (given, claimed) if word is not None]
+    assert kept == min(asked, key=WORDS_OF_RESIDENCY.index)

@@ -82,14 +82,15 @@ def guesses(schema, value):
     if isinstance(value, list):
         choices = schema.get("items", {}).get("enum", [])
         more = [[choice] for choice in choices if [choice] != value]
-        forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "a.example", "eu-west-9"]
+        forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "a.example", "eu-west-9", {"kty": "RSA"}]
         return [*more, [*value, "10.9.0.0/16"], *([form] for form in forms), []]
     if isinstance(value, dict):
         return [{}, {"extra": "1"}, {"extra": {}}, {"models": ["l4-model"]}]
     bumped = re.sub(r"\d+(?=\D*$)", lambda number: str(int(number[0]) + 1), value, count=1)
     arns = ["arn:aws:kms:eu-central-1:111122223333:key/0d2f4a1e", "arn:aws:iam::111122223333:policy/boundary"]
+    urls = ["https://other.example/keys", "-----BEGIN CERTIFICATE-----\nTUlJ\n-----END CERTIFICATE-----"]
     forms = ["0.1.0", "eu-west-1", "10.9.0.1/32", "127.0.0.1", "other.example", "none", "444455556666"]
-    return [bumped, f"{value}x", "vllm", "vllm-cpu", *forms, *arns]
+    return [bumped, f"{value}x", "vllm", "vllm-cpu", *forms, *arns, *urls]
 
 
 @functools.lru_cache(maxsize=None)

@@ -13,7 +13,7 @@ BASE = yaml.safe_load((pathlib.Path(__file__).parent / "bases" / "everything.yam
 
 
 def render(router, balancer=None):
-    values = BASE | {"router": router, "alb-ingress": BASE["alb-ingress"] | {"router": balancer or {}}}
+    values = BASE | {"router": BASE["router"] | router, "alb-ingress": BASE["alb-ingress"] | {"router": balancer or {}}}
     return helm.template("inference-plane", values=values)
 
 

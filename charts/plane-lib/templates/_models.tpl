@@ -38,6 +38,9 @@ Order of defaults: modelDefaults, modelDefaults.profiles.<profile>, the entry. F
 {{- /* A budget from modelDefaults or a profile means the models that have somewhere to fall back to. */ -}}
 {{- $_ := unset $model "firstTokenBudget" -}}
 {{- end -}}
+{{- if not $model.access -}}
+{{- $_ := unset $model "access" -}}
+{{- end -}}
 {{- $_ := set $models $name $model -}}
 {{- end -}}
 {{- end -}}

@@ -4,14 +4,14 @@ What NOTES of several charts print: what each model may do, and what is risky ab
 
 {{/*
 plane.notes: a block for each model, then the risks: (dict "root" $ "models" $models "images" (list "envoy")), where
-`models` are resolved and `images` those that the chart names itself.
+`models` are resolved and `images` those that the chart names itself; "auth" is the router's, of a release that has one.
 */}}
 {{- define "plane.notes" -}}
 {{- $global := .root.Values.global -}}
 {{- range $name, $model := .models }}
 {{ include "plane.notesModel" (dict "global" $global "model" $model) }}
 {{ end -}}
-{{- with include "plane.risks" (dict "global" $global "models" .models "images" .images) | trim }}
+{{- with include "plane.risks" (dict "global" $global "models" .models "images" .images "auth" .auth) | trim }}
 Risks
 {{ . }}
 {{- end -}}
@@ -110,6 +110,9 @@ Risks
 {{- with $kept }}
 - Amazon Bedrock may keep prompts of {{ join ", " . }}. Set the account's data-retention mode to none, then
 {{- " retention: none." }}
+{{- end }}
+{{- if eq (.auth | default dict).mode "none" }}
+- Nobody is asked for a token (the router's auth.mode is none): whoever reaches the router is served. Set auth.mode: jwt.
 {{- end }}
 {{- if not $global.network.policies }}
 - NetworkPolicies are off: any pod may call the engines, and they may call anywhere. Set global.network.policies: true.

@@ -188,7 +188,7 @@ those of plane.refusal.
       (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
 {{- end -}}
 {{- end -}}
-{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "s3Cidrs" "stsCidrs" -}}
+{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "jwksCidrs" "s3Cidrs" "stsCidrs" -}}
 {{- include "plane.refuseWideCidrs" (list (printf "global.network.%s" $list) (get $network $list)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}
@@ -329,6 +329,11 @@ network and no one owner's addresses are wider.
       $name
       (printf "global.%s" $table)
       (get $context.global $table)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $team := dig "access" "teams" list $model -}}
+{{- if not (kindIs "map" (get $context.global.teams $team)) -}}
+{{- include "plane.unknown" (list (printf "%s.access.teams" $context.path) $team "global.teams" $context.global.teams) -}}
 {{- end -}}
 {{- end -}}
 {{- $profiles := $context.global.modelDefaults.profiles -}}

@@ -51,6 +51,9 @@ static_resources:
       load_assignment:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
+    {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
+    - {{ include "router.jwksCluster" . | nindent 6 | trim }}
+    {{- end }}
   listeners:
     - name: plane
       address:
@@ -160,6 +163,7 @@ rds:
     resource_api_version: V3
     path_config_source: {path: xds/routes.json, watched_directory: {path: xds}}
 http_filters:
+  {{- include "router.authFilters" . | nindent 2 }}
   - name: envoy.filters.http.lua
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
@@ -223,6 +227,9 @@ request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
 path: "%REQ(:path):128%"
+team: "%DYNAMIC_METADATA(inference-plane:team)%"
+cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
+subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
 requested_model: "%DYNAMIC_METADATA(inference-plane:requested_model)%"
 requested_residency: "%DYNAMIC_METADATA(inference-plane:requested_residency)%"
 model: "%CLUSTER_METADATA(inference-plane:model)%"
@@ -249,6 +256,7 @@ duration_ms: "%DURATION%"
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
 {{- define "router.errorBodies" -}}
 mappers:
+  {{- include "router.authErrors" . | nindent 2 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override:
       {{- include "router.errorBody" (list "invalid_request_error"
@@ -266,9 +274,7 @@ mappers:
       {{- include "router.errorBody" (list "invalid_request_error"
           (printf "The body is larger than %d MiB." (int .Values.maxBodyMiB))) | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 503) }}
-    headers_to_add:
-      - header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
-        append_action: OVERWRITE_IF_EXISTS_OR_ADD
+    headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
     body_format_override:
       {{- include "router.errorBody" (list "overloaded_error"
           "No engine can take the request now (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
@@ -299,4 +305,9 @@ json_format: {error: {message: {{ last . | quote }}, type: {{ first . }}, param:
 {{- $header := dict "header_filter" (dict "header" (dict "name" (last .) "present_match" true)) -}}
 {{ dict "and_filter" (dict "filters" (list $status $header)) | toJson }}
 {{- end -}}
+{{- end -}}
+
+{{- define "router.retryAfter" -}}
+- header: {key: retry-after, value: "{{ .Values.noCapacity.retryAfterSeconds }}"}
+  append_action: OVERWRITE_IF_EXISTS_OR_ADD
 {{- end -}}

@@ -110,6 +110,25 @@ typed_config:
   all_addresses_in_single_endpoint: false
 {{- end -}}
 
+{{/* TLS to a host that must prove its name: (dict "host" $host "ca" $pem), the image's own CAs where "ca" is empty. */}}
+{{- define "router.tls" -}}
+name: envoy.transport_sockets.tls
+typed_config:
+  "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+  sni: {{ .host }}
+  common_tls_context:
+    tls_params: {tls_minimum_protocol_version: TLSv1_2}
+    validation_context:
+      {{- if .ca }}
+      trusted_ca: {inline_string: {{ .ca | quote }}}
+      {{- else }}
+      trusted_ca: {filename: /etc/ssl/certs/ca-certificates.crt}
+      {{- end }}
+      match_typed_subject_alt_names:
+        - san_type: DNS
+          matcher: {exact: {{ .host }}}
+{{- end -}}
+
 {{- define "router.bedrockHost" -}}
 {{ .Values.bedrock.host | default (printf "bedrock-runtime.%s.amazonaws.com" .Values.global.aws.region) }}
 {{- end -}}
@@ -143,18 +162,7 @@ circuit_breakers:
       max_retries: {{ $values.fallback.maxConcurrent }}
       track_remaining: true
 {{- if $values.bedrock.tls }}
-transport_socket:
-  name: envoy.transport_sockets.tls
-  typed_config:
-    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    sni: {{ $host }}
-    common_tls_context:
-      tls_params: {tls_minimum_protocol_version: TLSv1_2}
-      validation_context:
-        trusted_ca: {filename: /etc/ssl/certs/ca-certificates.crt}
-        match_typed_subject_alt_names:
-          - san_type: DNS
-            matcher: {exact: {{ $host }}}
+transport_socket: {{ include "router.tls" (dict "host" $host) | nindent 2 }}
 {{- end }}
 typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:

@@ -4,6 +4,10 @@ bootstrap.json: {{ include "router.bootstrap" . | fromYaml | toJson | quote }}
 route.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/route.lua" | nindent 2 }}
+{{- if eq .Values.auth.mode "jwt" }}
+identity.lua: |
+  {{- .Files.Get "files/lua/identity.lua" | nindent 2 }}
+{{- end }}
 bedrock.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/bedrock.lua" | nindent 2 }}

@@ -46,6 +46,12 @@ resources:
         append_action: ADD_IF_ABSENT
       - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
         append_action: ADD_IF_ABSENT
+    {{- if eq .Values.auth.mode "jwt" }}
+    typed_per_filter_config:
+      identity:
+        "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
+        filter_context: {{ include "router.identityContext" . }}
+    {{- end }}
     virtual_hosts:
       - name: plane
         domains: ["*"]
@@ -81,16 +87,21 @@ resources:
               typed_config:
                 "@type": type.googleapis.com/envoy.config.route.v3.RouteList
                 routes:
+                  {{- range include "router.modelLists" (dict "root" $ "models" $models) | fromJsonArray }}
                   - name: models
                     match:
                       path: /v1/models
                       headers: [{name: ":method", string_match: {exact: GET}}]
+                      {{- with .teams }}
+                      {{- include "router.teamMatch" (dict "teams" .) | nindent 22 }}
+                      {{- end }}
                     direct_response:
                       status: 200
-                      body: {inline_string: {{ include "router.modelList" $models | quote }}}
+                      body: {inline_string: {{ include "router.modelList" .models | quote }}}
                     response_headers_to_add:
                       - header: {key: content-type, value: application/json}
                         append_action: OVERWRITE_IF_EXISTS_OR_ADD
+                  {{- end }}
                   - name: refused
                     match:
                       prefix: /
@@ -114,6 +125,13 @@ one, so that one wide value among them would be enough.
 */}}
 {{- define "router.modelRoutes" -}}
 {{- $fallback := .model.fallback -}}
+{{- with dig "access" "teams" list .model -}}
+- name: {{ $.model.name }}/access
+  match:
+    prefix: /
+    {{- include "router.teamMatch" (dict "teams" . "not" true) | nindent 4 }}
+  direct_response: {status: 403}
+{{ end -}}
 - name: {{ .model.name }}/model
   match:
     path: /v1/models/{{ .served }}

@@ -2,7 +2,7 @@
 
 {{- define "router.validate" -}}
 {{- $refusals := list (include "plane.refuseMonitoring" .) -}}
-{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Clients" "Dashboards" -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Auth" "Access" "Clients" "Dashboards" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
@@ -74,6 +74,70 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
       (printf "true, while global.identity.mode is %s" .Values.global.identity.mode)
       "Envoy asks no STS then, and a reader would take the credentials for less safe than they are"
       "false") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* No token, no service, unless mode: none is written out. */}}
+{{- define "router.refuseAuth" -}}
+{{- $auth := .Values.auth -}}
+{{- if eq $auth.mode "jwt" -}}
+{{- if not $auth.issuer -}}
+{{- include "plane.refusal" (list "auth.issuer"
+      "empty, while auth.mode is jwt"
+      "A token is believed of one issuer alone, and without a token nobody is served"
+      (print "the `iss` of your tokens, such as https://payer.okta.example/oauth2/default, or auth.mode: none to "
+             "serve whoever reaches the router")) -}}
+{{- end -}}
+{{- if not $auth.audiences -}}
+{{- include "plane.refusal" (list "auth.audiences"
+      "empty, while auth.mode is jwt"
+      "A token that the issuer made for another service would be good here"
+      "the `aud` of the tokens that are meant for this plane") -}}
+{{- end -}}
+{{- if eq (empty $auth.jwks.uri) (empty $auth.jwks.inline.keys) -}}
+{{- include "plane.refusal" (list "auth.jwks"
+      (empty $auth.jwks.uri | ternary "has neither uri nor inline.keys" "has both uri and inline.keys")
+      "The keys of the issuer come from one place"
+      "uri to the issuer's `jwks_uri`, or inline to its key set") -}}
+{{- end -}}
+{{- if and $auth.jwks.uri .Values.global.network.policies (not .Values.global.network.jwksCidrs) -}}
+{{- include "plane.refusal" (list "global.network.jwksCidrs"
+      "empty, while auth.jwks.uri is set"
+      "The NetworkPolicies deny what nobody names, and without keys every token is refused"
+      "the CIDRs of the issuer, auth.jwks.inline in the uri's place, or global.network.policies: false") -}}
+{{- end -}}
+{{- $seen := dict -}}
+{{- range $name, $team := .Values.global.teams -}}
+{{- if kindIs "map" $team -}}
+{{- $claim := $team.claim | default $name -}}
+{{- with get $seen $claim -}}
+{{- include "plane.refusal" (list (printf "global.teams.%s.claim" $name)
+      (printf "%s means the team %s already" $claim .)
+      "A token names exactly one team"
+      "another claim") -}}
+{{- end -}}
+{{- $_ := set $seen $claim $name -}}
+{{- end -}}
+{{- end -}}
+{{- if not $seen -}}
+{{- include "plane.refusal" (list "global.teams"
+      "empty, while auth.mode is jwt"
+      "Who is of no team is let in nowhere"
+      "the teams that may call, or auth.mode: none") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "router.refuseAccess" -}}
+{{- if eq .Values.auth.mode "none" -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- if $model.access -}}
+{{- include "plane.refusal" (list (printf "global.models.%s.access" $name)
+      (printf "for %s alone, while the router's auth.mode is none" (join ", " $model.access.teams))
+      "Nobody's team is known then, so it would look enforced and bind nobody"
+      "auth.mode: jwt, or access: null") -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

@@ -61,7 +61,7 @@ def catalogue(count: int) -> dict[str, Any]:
                 "residency": "region", "firstTokenBudget": "2s",
                 "fallback": {"model": "openai.gpt-oss-120b-1:0", "retention": "none"},
             }
-    return {"global": {
+    return {"auth": {"mode": "none"}, "global": {
         "aws": {"region": "eu-central-1"},
         "residency": {"geography": "eu"},
         "network": {name: ["10.0.0.0/20"] for name in ("albSubnetCidrs", "s3Cidrs", "bedrockCidrs")},

@@ -42,6 +42,8 @@ STANDS_IN = {
     "vLLM": "its HTTP surface, one process a pod; the pods of the fleet share one llama.cpp process",
     "Kubernetes": "a DNS server that answers as headless Services do; a pod is an address in 127.18.0.0/16",
     "Amazon Bedrock": "a server on loopback that checks signature, model id and body; the same model answers",
+    "issuer of tokens": "keys made for this run, inline in the router's values, which otherwise have auth.mode none; "
+    "the teams care and appeals, of which records is for care",
     "EKS Pod Identity": "a credential endpoint on loopback with documentation keys",
     "slowness": "where a scene says `slowed`, the engine waits before its tokens",
 }
@@ -81,7 +83,7 @@ def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, 
         for scene in script:
             plane.establish(scene.conditions)
             console.print(f"{len(rows) + 1:2}. {scene.title} ({scene.sent}) ...", end=" ", markup=False, soft_wrap=True)
-            found = client.send(scene.calls, addresses, region)
+            found = client.send(scene.calls, addresses, region, plane.issuer)
             rows.append(report.row(scene, found))
             answers += [answer for answer, call in zip(found, scene.calls, strict=True) if call.to == ROUTER]
             _tell(console, rows[-1], found)
@@ -170,7 +172,9 @@ def _serve(plane: Plane, console: rich.console.Console) -> None:
     messages = [{"role": "user", "content": "Say hello."}]
     body = json.dumps({"model": "assistant", "messages": messages, "max_tokens": 64, "stream": True})
     console.print("\nthe plane is up; Ctrl-C ends it. Try, in another terminal:")
-    line = f"curl -N {plane.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    token = plane.issuer.token("care", seconds=12 * 3600)
+    headers = f"-H 'content-type: application/json' -H 'authorization: Bearer {token}'"
+    line = f"curl -N {plane.url}/v1/chat/completions {headers} -d '{body}'"
     console.print(f"  {line}", markup=False, soft_wrap=True)
     try:
         while True:

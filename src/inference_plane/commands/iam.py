@@ -19,12 +19,14 @@ ROLE is the name of a role, or of a ServiceAccount where one role alone has it. 
 render with global.identity.manage: ack, whatever the environment says of it.
 """
 
+AUTH = {"mode": "jwt", "issuer": "-", "audiences": ["-"], "jwks": {"uri": "", "inline": {"keys": [{"kty": "RSA"}]}}}
 #: What the environment is told beside its own values: the charts that have roles, all on, and nothing else.
 OVERLAY = {
-    "global": {"identity": {"manage": "ack"}},
+    "global": {"identity": {"manage": "ack"}, "teams": {"nobody": {}}},
     "vllm": {"enabled": True, "select": {"team": "", "models": []}},
     "kserve": {"enabled": True, "select": {"team": "", "models": []}},
-    "router": {"enabled": True},
+    # Roles do not depend on who calls, and an environment without a router says nothing of it.
+    "router": {"enabled": True, "auth": AUTH},
     "karpenter-nodepools": {"enabled": False},
     "alb-ingress": {"enabled": False},
 }

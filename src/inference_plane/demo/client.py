@@ -15,8 +15,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from inference_plane.onehost.bedrock import TEST_CREDENTIALS
+from inference_plane.onehost.issuer import Issuer
 
-from .scenes import Call
+from .scenes import ROUTER, Call
 
 #: Seconds after which a request counts as never answered.
 HANG = 120.0
@@ -44,21 +45,28 @@ class Answer:
     """What the model wrote; of any other answer its body."""
 
 
-def send(calls: Sequence[Call], addresses: Mapping[str, str], region: str) -> list[Answer]:
-    """The answers in the order of the calls. `addresses` are base URLs by `Call.to`, `region` is that of signatures."""
-    return asyncio.run(_send(calls, addresses, region))
+def send(calls: Sequence[Call], addresses: Mapping[str, str], region: str, issuer: Issuer) -> list[Answer]:
+    """The answers in the order of the calls.
+
+    `addresses` are base URLs by `Call.to`, `region` is that of signatures, `issuer` signs the callers' tokens.
+    """
+    return asyncio.run(_send(calls, addresses, region, issuer))
 
 
-async def _send(calls: Sequence[Call], addresses: Mapping[str, str], region: str) -> list[Answer]:
+async def _send(
+    calls: Sequence[Call], addresses: Mapping[str, str], region: str, issuer: Issuer
+) -> list[Answer]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=HANG)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        return await asyncio.gather(*(_one(session, call, addresses[call.to], region) for call in calls))
+        headers = [_token(call, issuer) | _signed(call, addresses[call.to], region) for call in calls]
+        sent = zip(calls, headers, strict=True)
+        return await asyncio.gather(*(_one(session, call, addresses[call.to], proof) for call, proof in sent))
 
 
-async def _one(session: aiohttp.ClientSession, call: Call, address: str, region: str) -> Answer:
+async def _one(session: aiohttp.ClientSession, call: Call, address: str, proof: Mapping[str, str]) -> Answer:
     url = address + call.path
-    headers = {"content-type": "application/json", **call.headers, **_signed(call, url, region)}
+    headers = {"content-type": "application/json", **call.headers, **proof}
     answer, started = Answer(call.to), time.monotonic()
     try:
         async with session.request(call.method, url, data=call.body, headers=headers) as reply:
@@ -108,9 +116,15 @@ def _count(answer: Answer, data: Mapping[str, Any]) -> None:
         answer.prompt_tokens, answer.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
 
 
-def _signed(call: Call, url: str, region: str) -> dict[str, str]:
+def _token(call: Call, issuer: Issuer) -> dict[str, str]:
+    if call.to != ROUTER or not call.team:
+        return {}
+    return {"authorization": f"Bearer {issuer.token(call.team, seconds=call.token_seconds)}"}
+
+
+def _signed(call: Call, address: str, region: str) -> dict[str, str]:
     if call.signature == "none":
         return {}
-    request = AWSRequest(call.method, url, data=call.body, headers={"content-type": "application/json"})
+    request = AWSRequest(call.method, address + call.path, data=call.body, headers={"content-type": "application/json"})
     SigV4Auth(TEST_CREDENTIALS if call.signature == "valid" else FORGED, "bedrock", region).add_auth(request)
     return dict(request.headers.items())

@@ -23,6 +23,7 @@ from inference_plane.onehost import model
 from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.engine import LlamaServer
+from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.processes import Process, Processes, free_addresses, free_port
 from inference_plane.onehost.router import Router, fallback_models, local_values
 from inference_plane.onehost.serving import ServerThread
@@ -30,6 +31,8 @@ from inference_plane.onehost.serving import ServerThread
 from .scenes import Conditions
 
 CHART = "inference-plane"
+#: Beside the environment: two teams may call, and one of them alone the model that never leaves.
+CALLERS = {"teams": {"care": {}, "appeals": {}}, "models": {"records": {"access": {"teams": ["care"]}}}}
 ENVIRONMENT = VALUES / "local.yaml"
 NAMESPACE = "inference"
 MIDDLEWARE = "plane_middleware.py"
@@ -133,7 +136,7 @@ class Plane(contextlib.ExitStack):
     """A context manager that starts the whole plane and ends it.
 
     Logs and rendered files stand in `folder`. `step` is told what begins. While it runs, `url` is where clients call,
-    `bedrock_url` where the stand-in is; `bedrock` knows what it saw.
+    `bedrock_url` where the stand-in is; `bedrock` knows what it saw, `issuer` signs tokens that the router believes.
 
     Raises on entry: Missing; helm.HelmError; NotReady where a process does not come up, with the end of its log;
     OSError or RuntimeError where a port is taken.
@@ -166,9 +169,11 @@ class Plane(contextlib.ExitStack):
         )
         self.bedrock_url = stack.enter_context(ServerThread(self.bedrock, port=bedrock_port)).url
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
-        overlay = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port)
+        self.issuer = Issuer()
+        router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port) | {"auth": self.issuer.values()}
+        overlay = {"router": router, "global": CALLERS}
         with self.step(f"Helm renders charts/{CHART} with values/{ENVIRONMENT.name}"):
-            self.render = helm.template(CHART, files=[ENVIRONMENT], values={"router": overlay}, namespace=NAMESPACE)
+            self.render = helm.template(CHART, files=[ENVIRONMENT], values=overlay, namespace=NAMESPACE)
         found = engines(self.render)
         with self.step("the model loads, once for the fleet and once behind Bedrock's stand-in"):
             fleet_model = free_port()

@@ -30,7 +30,8 @@ class Conditions:
 class Call:
     """One HTTP request. `to` is `router`, or `stand-in` for the one of Amazon Bedrock.
 
-    `signature` of a call to the stand-in: `none`, `forged` (with another secret key) or `valid`.
+    `signature` of a call to the stand-in: `none`, `forged` (with another secret key) or `valid`. A call to the router
+    has a token of the team `team` that is good for `token_seconds`, or none where `team` is empty.
     """
 
     body: bytes | None
@@ -39,6 +40,8 @@ class Call:
     path: str = CHAT
     to: str = ROUTER
     signature: str = "none"
+    team: str = "care"
+    token_seconds: float = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,10 @@ def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
     hello = "Say hello in one short sentence."
     fleet, bedrock, stand_in = frozenset({FLEET}), frozenset({BEDROCK}), frozenset({STAND_IN})
     refused = Expect(frozenset({ROUTER}), 400, says="invalid_request_error")
+
+    def stranger(says: str, status: int = 401, model: str = "assistant", **caller: Any) -> dict[str, Any]:
+        call = dataclasses.replace(chat(model, hello, secret=model == "records"), **caller)
+        return {"calls": (call,), "expect": Expect(frozenset({ROUTER}), status, says=says)}
 
     def direct(model: str, signature: str) -> tuple[Call]:
         call = chat(model, hello, max_tokens=4)
@@ -174,6 +181,13 @@ def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
             "no-such-model",
             (chat("no-such-model", hello),),
             Expect(frozenset({ROUTER}), 404, says="not_found_error"),
+        ),
+        Scene("no token", "assistant, no authorization", **stranger("authentication_error", team="")),
+        Scene("a token that has expired", "assistant", **stranger("Jwt is expired", token_seconds=-300)),
+        Scene(
+            "a team without access",
+            "records, by the team appeals",
+            **stranger("The team `appeals` may not call", 403, "records", team="appeals"),
         ),
         Scene("a body that is not JSON", "model=assistant", (Call(b"model=assistant"),), refused),
         Scene("a body without a model", '{"messages": []}', (Call(b'{"messages": []}'),), refused),

@@ -31,7 +31,8 @@ class Bed(contextlib.ExitStack):
     """A context manager that starts everything and ends everything.
 
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
-    is an ASGI application that serves a model in place of a replayed engine. While it runs, `engines[fleet]` are the
+    is an ASGI application that serves a model in place of a replayed engine; `names` are further names that DNS knows,
+    with their addresses. While it runs, `engines[fleet]` are the
     pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
@@ -43,12 +44,14 @@ class Bed(contextlib.ExitStack):
         values: Mapping[str, Any] | None = None,
         namespace: str = "inference",
         apps: Mapping[str, App] | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
         **engine: Any,
     ) -> None:
         super().__init__()
         self.folder, self.files, self.namespace = folder, list(files), namespace
         self.values = dict(values or {})
         self.apps = dict(apps or {})
+        self.names = dict(names or {})
         self.engine = {"max_num_seqs": 64, "max_num_queued_reqs": 0, **engine}
         self.engines: dict[str, list[ReplayEngine | ServerThread]] = {}
 
@@ -61,6 +64,8 @@ class Bed(contextlib.ExitStack):
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         self.dns = stack.enter_context(DnsServer())
+        for name, addresses in self.names.items():
+            self.dns.set(name, addresses)
         self.processes = stack.enter_context(Processes())
         self.bedrock = Bedrock(models=fallback_models(self.values), region=self.values["global"]["aws"]["region"])
         bedrock = stack.enter_context(ServerThread(self.bedrock))

@@ -2,11 +2,11 @@
 --   x-plane-model    the model; absent where the request names none or is refused
 --   x-plane-stream   `usage`: a stream whose client asked for its usage; `plain`: any other stream
 --   x-plane-refused  one message of REFUSALS, for a 400
---   x-residency      the client's, which may tighten: unknown, malformed or repeated, it is the tightest
+--   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
 -- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
-local RESIDENCIES, TIGHTEST = {cluster = true, region = true, geography = true, anywhere = true}, "cluster"
+local RESIDENCIES, TIGHTEST = {cluster = 1, region = 2, geography = 3, anywhere = 4}, "cluster"
 local FLAGS = {["true"] = true, ["false"] = false, null = false}
 
 -- A catalogue name, as in the path form: a DNS label of at most 40 characters.
@@ -58,10 +58,18 @@ local function read_body(text, by_path)
   return model, stream
 end
 
+-- The tighter of two residencies, either of which may be absent; nil where both are.
+local function tighter(one, other)
+  one, other = one and (RESIDENCIES[one] and one or TIGHTEST), other and (RESIDENCIES[other] and other or TIGHTEST)
+  if not (one and other) then return one or other end
+  return RESIDENCIES[one] < RESIDENCIES[other] and one or other
+end
+
 function envoy_on_request(h)
   local headers = h:headers()
-  local residency = headers:get("x-residency")
-  if residency and not RESIDENCIES[residency] then headers:replace("x-residency", TIGHTEST) end
+  local caller = h:streamInfo():dynamicMetadata():get("inference-plane")  -- of identity.lua
+  local residency = tighter(headers:get("x-residency"), caller and caller.token_residency)
+  if residency then headers:replace("x-residency", residency) end
   local path, method = headers:get(":path") or "", headers:get(":method")
   local by_path, rest = match(path, "^/([^/?]+)(/v1/.*)$")
   if by_path and is_label(by_path) then
