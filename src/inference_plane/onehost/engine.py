@@ -125,11 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
         max_model_len=options.max_model_len,
         behaviour=behaviour,
     )
-    servers = [ServerThread(load_middleware(options.middleware, surface), options.host, options.port)]
+    servers = []
     if options.metrics_port is not None:
         servers.append(ServerThread(surface.metrics_only, options.host, options.metrics_port))
     if options.control_port is not None:
         servers.append(ServerThread(control_app(surface.state, behaviour.update), "127.0.0.1", options.control_port))
+    # Last, because its /health says that the process is ready.
+    servers.append(ServerThread(load_middleware(options.middleware, surface), options.host, options.port))
     serve_until_terminated(*servers)
 
 
