@@ -6,7 +6,10 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
+import pytest
 
 from inference_plane.onehost.bed import Bed
 from inference_plane.onehost.serving import Receive, Scope, Send, read_body, send_end, send_event, send_json, send_start
@@ -340,3 +344,12 @@ def raw_request(url: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
         reply = http.client.HTTPResponse(connection)
         reply.begin()
         return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+
+
+def helm_test(bed: Bed, router: str) -> int:
+    """The exit status of what `helm test` runs, asked of the router at a URL."""
+    if shutil.which("curl") is None:
+        pytest.skip("the script of `helm test` needs curl on PATH, which its image has")
+    (container,) = bed.render.find("Pod", "router-test")["spec"]["containers"]
+    command, env = [*container["command"], *container["args"]], os.environ | {"ROUTER": router}
+    return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False).returncode

@@ -6,9 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +24,7 @@ from router_harness import (
     Reply,
     catalogue,
     chat_body,
+    helm_test,
     marker,
     model,
     openai_error,
@@ -248,16 +246,8 @@ def test_readiness_and_metrics_ask_for_no_token(bed, access_bed):
 
 
 def test_the_helm_test_passes_where_nobody_is_served_without_a_token(bed):
-    if shutil.which("curl") is None:
-        pytest.skip("the script of `helm test` needs curl on PATH, which its image has")
-    (container,) = bed.render.find("Pod", "router-test")["spec"]["containers"]
-
-    def status(router: str) -> int:
-        command, env = [*container["command"], *container["args"]], os.environ | {"ROUTER": router}
-        return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False).returncode
-
-    assert status(bed.url) == 0
-    assert status(bed.router.status_url) != 0
+    assert helm_test(bed, bed.url) == 0
+    assert helm_test(bed, bed.router.status_url) != 0
 
 
 # --- teams -----------------------------------------------------------------------------------------------------------

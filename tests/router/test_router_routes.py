@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from router_harness import CHAT, MODELS, Audit, Client, chat_body, marker, openai_error, raw_request
+from router_harness import CHAT, MODELS, Audit, Client, chat_body, helm_test, marker, openai_error, raw_request
 
 from inference_plane.onehost.bed import Bed
 
@@ -317,14 +314,6 @@ def test_every_answer_names_its_request(bed: Bed, client: Client) -> None:
 
 
 def test_the_helm_test_passes_at_a_router_and_nowhere_else(bed: Bed) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("the script of `helm test` needs curl on PATH, which its image has")
-    (container,) = bed.render.find("Pod", "router-test")["spec"]["containers"]
-
-    def status(router: str) -> int:
-        command, env = [*container["command"], *container["args"]], os.environ | {"ROUTER": router}
-        return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False).returncode
-
-    assert status(bed.url) == 0
+    assert helm_test(bed, bed.url) == 0
     # The other listener answers too, but knows no model.
-    assert status(bed.router.status_url) != 0
+    assert helm_test(bed, bed.router.status_url) != 0
