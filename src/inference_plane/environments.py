@@ -1,6 +1,7 @@
 """The environments under values/ and the example values under each chart's ci/: every install that must render."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -35,8 +36,13 @@ def installs(environment: dict[str, Any], chart: str) -> bool:
     """Whether the umbrella installs the chart for an environment: its `enabled`, or the umbrella's own default."""
     if chart == "inference-plane":
         return True
-    defaults = yaml.safe_load((checkout.CHARTS / "inference-plane" / "values.yaml").read_text())
-    return ((defaults.get(chart) or {}) | (environment.get(chart) or {})).get("enabled", True)
+    return ((_defaults().get(chart) or {}) | (environment.get(chart) or {})).get("enabled", True)
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The umbrella's own values."""
+    return yaml.safe_load((checkout.CHARTS / "inference-plane" / "values.yaml").read_text())
 
 
 def cases() -> list[Case]:

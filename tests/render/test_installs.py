@@ -1,12 +1,11 @@
 """Every environment and every ci/ file: renders, is valid, and fits together."""
 
-import subprocess
 import time
 
 import pytest
 import yaml
 
-from inference_plane import helm
+from inference_plane import helm, packages
 from inference_plane.checkout import CHARTS, INSTALLABLE, ROOT
 from inference_plane.environments import cases, chart_values
 from inference_plane.manifests import check
@@ -122,12 +121,7 @@ def test_a_node_stays_as_long_as_its_engines_drain(case):
 @pytest.mark.parametrize("chart", INSTALLABLE)
 def test_a_clean_clone_renders_with_no_prior_step(chart, tmp_path):
     """As Argo CD and a pull request do it: a checkout, and helm template."""
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "charts"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    archive = subprocess.run(["tar", "-C", str(ROOT), "-c", *files], capture_output=True, check=True).stdout
-    subprocess.run(["tar", "-C", str(tmp_path), "-x"], input=archive, check=True)
+    packages.export(ROOT, tmp_path, dirty=True)
     for values in sorted((tmp_path / "charts" / chart / "ci").glob("*-values.yaml")):
         started = time.monotonic()
         assert "kind: " in helm.run("template", "plane", str(tmp_path / "charts" / chart), "--values", str(values))

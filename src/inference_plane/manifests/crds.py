@@ -71,7 +71,7 @@ def fetch(module: Module, cache: Path = CACHE) -> Path:
     pin = json.dumps(asdict(module), indent=1)
     if marker.is_file() and marker.read_text() == pin:
         return folder
-    source = download(module, cache)
+    source = _download(module, cache)
     wanted = [sorted(source.glob(pattern)) for pattern in module.files]
     for pattern, found in zip(module.files, wanted, strict=True):
         if not found:
@@ -96,7 +96,7 @@ def _replace(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def download(module: Module, cache: Path) -> Path:
+def _download(module: Module, cache: Path) -> Path:
     """The folder in Go's own cache with the module's files, its checksum compared. Raises CRDError."""
     environment = os.environ | {"GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     with tempfile.TemporaryDirectory() as empty:
