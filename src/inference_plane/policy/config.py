@@ -61,6 +61,8 @@ class Tuning:
     # Errors over tries in the fleet, over windowSeconds and from minErrors on, that make it sick.
     errorRatio: float = 0.2
     minErrors: int = 5
+    # Refused tries over tries, from which on the fleet refuses more than a full one that is shed from would.
+    refusedRatio: float = 0.25
     # First tokens, at least, before their p95 is believed.
     minFirstTokens: int = 10
     # Rates are taken over this time, demand is smoothed over that one.
@@ -73,6 +75,10 @@ class Tuning:
     holdSeconds: float = 30.0
     lowerPoints: int = 10
     lowerSeconds: float = 10.0
+    # A fleet that fails again while it recovers has its hold time doubled, at most so often; forgotten after forgetHolds
+    # hold times without a share.
+    maxDoublings: int = 3
+    forgetHolds: int = 10
     # What stays on a fleet that has engines, however sick it looks.
     probePoints: int = 5
     # A signal that was missed is as good as its last value for staleSeconds. Without signals a share is held for
@@ -119,7 +125,7 @@ def load(path: Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give --config the file that Helm rendered") from error
+        raise ConfigError(f"{error.strerror}; give --config the file that Helm rendered") from error
     return parse(text)
 
 
