@@ -69,6 +69,11 @@ def _series(name: str, values: str, monitor: str, pod: str, labels: Mapping[str,
     return f"{name}{{{text}}}", values
 
 
+def policies(*up: str) -> list[Series]:
+    """Replicas of the policy service, and whether Prometheus reaches each."""
+    return [_series("up", values, "router-policy", f"router-policy-{n}", {}) for n, values in enumerate(up)]
+
+
 def fleet(model: str, per_minute: float, *, engines: int = 2, failed: float = 0, code: str = "503") -> list[Series]:
     """A fleet that gives so many answers a minute, `failed` of them with a code; `engines` beside Envoy's own one."""
     name = f"fleet/{model}"
@@ -245,6 +250,16 @@ CASES = [
         silent={"a new pod for an old one": [router("up", "1x58"), router("up", "_x60 1x50", pod="router-1")]},
     ),
     Case(
+        "InferencePolicyDown",
+        fires=policies("0x200", "0x200"),
+        severity="warning",
+        labels={"job": "inference/router-policy"},
+        summary="No policy service answers",
+        description="Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full or "
+        "empty fleet is met request by request.",
+        silent={"one of two answers": policies("0x200", "1x200")},
+    ),
+    Case(
         "InferenceRouterOverloaded",
         fires=[router("envoy_overload_envoy_overload_actions_stop_accepting_requests_active", "0x50 1x100")],
         severity="critical",
@@ -264,7 +279,7 @@ CASES = [
         severity="warning",
         labels={"pod": "router-0", "job": "inference/router"},
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
+        description="router-0 refused the files of router-routes or router-clusters, and since then none was good. It goes on with the last "
         "good ones; a change of the catalogue is not in force.",
         silent={
             # Two minutes after it, while `increase` still sees it: 2580 s are 43 minutes.
@@ -300,8 +315,8 @@ CASES = [
         },
         at="120m",
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
-        "good ones; a change of the catalogue is not in force.",
+        description="router-0 refused the files of router-routes or router-clusters, and since then none was good. It "
+        "goes on with the last good ones; a change of the catalogue is not in force.",
         silent={"a pod that started after it": files("_x50 1x200", "_x50 3000000x200")},
     ),
     Case(

@@ -11,6 +11,7 @@ import pytest
 from inference_plane import helm
 from inference_plane.bench import costs, envoys, messages, report, router
 from inference_plane.commands import bench
+from inference_plane.onehost.router import xds_files
 
 
 def test_cpu_time_of_a_process_grows_with_its_work() -> None:
@@ -33,7 +34,7 @@ def test_what_is_taken_out_is_in_the_chart(name: str) -> None:
     changed = costs.changed(render, costs.WITHOUT[name])
 
     def files(of: helm.Render) -> list[object]:
-        data = of.find("ConfigMap", "router-bootstrap")["data"] | of.find("ConfigMap", "router-xds")["data"]
+        data = of.find("ConfigMap", "router-bootstrap")["data"] | xds_files(of)
         return [json.loads(data[file]) for file in ("bootstrap.json", "routes.json", "clusters.json")]
 
     assert files(changed) != files(render)

@@ -8,6 +8,7 @@ import pytest
 from test_vllm import MODEL, NEURON, engine, env, kinds, merged, pod, refusal, render, values
 
 from inference_plane import fit, helm
+from inference_plane.onehost.router import xds_files
 
 CANARY = {"source": "s3://models/m/v2/", "percent": 10}
 WITH = {"canary": CANARY}
@@ -106,10 +107,12 @@ def test_a_canary_on_neuron_has_an_artifact_of_its_own():
 
 def router(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The route configuration and the clusters."""
-    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}, "clientNamespaces": ["c"], "auth": {"mode": "none"}}
-    data = helm.template("router", values=values({"m": MODEL | model}, **network)).find("ConfigMap", "router-xds")[
-        "data"
-    ]
+    network = {
+        "global": {"network": {"bedrockCidrs": ["10.0.1.0/24"], "apiServerCidrs": ["10.0.2.0/28"]}},
+        "clientNamespaces": ["c"],
+        "auth": {"mode": "none"},
+    }
+    data = xds_files(helm.template("router", values=values({"m": MODEL | model}, **network)))
     return json.loads(data["routes.json"])["resources"][0], json.loads(data["clusters.json"])["resources"]
 
 
@@ -131,7 +134,10 @@ FALLBACK = {"residency": "region", "fallback": {"model": "openai.gpt-oss-120b-1:
 def test_the_router_splits_the_first_try_alone(fallback):
     routes, clusters = router(WITH | fallback)
     split, stable, bedrock = {"fleet/m": 90, "fleet/m-canary": 10}, {"fleet/m": 100}, {"bedrock/m": 100}
-    expected = {"fleets/m": [split, stable]} | ({"fleet-then-bedrock/m": [split, stable, bedrock]} if fallback else {})
+    expected = {"fleets/m": [split, stable]}
+    if fallback:
+        expected["fleet-then-bedrock/m"] = [split, stable, bedrock]
+        expected["bedrock-then-fleet/m"] = [bedrock, split, stable]
     assert groups(routes) == expected
     assert [c["name"] for c in clusters] == ["fleet/m", *(["bedrock/m"] if fallback else []), "fleet/m-canary"]
 

@@ -19,7 +19,8 @@ AUTH = {"issuer": "https://i.example", "audiences": ["inference"], "jwks": {"inl
 BASE = {
     "global": {
         "aws": {"region": "eu-central-1"},
-        "network": {"s3Cidrs": ["10.0.1.0/24"], "bedrockCidrs": ["10.0.2.0/24"], "albSubnetCidrs": ["10.0.3.0/24"]},
+        "network": {"s3Cidrs": ["10.0.1.0/24"], "bedrockCidrs": ["10.0.2.0/24"], "albSubnetCidrs": ["10.0.3.0/24"],
+                    "apiServerCidrs": ["10.0.4.0/28"]},
         "teams": {"appeals": {"costCenter": "4711"}, "claims": {}},
         "models": {"summary": SUMMARY},
     }

@@ -25,7 +25,8 @@ ENTRY = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 VALUES: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1"},
-        "network": {"albSubnetCidrs": ["10.0.0.0/20"], "s3Cidrs": ["10.0.64.0/20"], "bedrockCidrs": ["10.0.64.0/20"]},
+        "network": {"albSubnetCidrs": ["10.0.0.0/20"], "s3Cidrs": ["10.0.64.0/20"], "bedrockCidrs": ["10.0.64.0/20"],
+                    "apiServerCidrs": ["10.0.96.0/28"]},
         "teams": {"appeals": {"costCenter": "4711"}},
         "models": {
             "summary": {
@@ -376,7 +377,7 @@ def test_a_rule_asks_for_the_job_of_a_monitor_in_whatever_namespace() -> None:
     # Without `jobLabel` the Prometheus Operator calls the job NAMESPACE/NAME.
     assert not [o["metadata"]["name"] for o in monitors if "jobLabel" in o["spec"]]
     jobs = {f"{o['metadata']['namespace']}/{o['metadata']['name']}" for o in monitors}
-    assert jobs == {"edge/router", "edge/summary", "care/intake", "care/intake-canary"}
+    assert jobs == {"edge/router", "edge/router-policy", "edge/summary", "care/intake", "care/intake-canary"}
     assert {job for rule in rules(objects) for job in re.findall(r'job="([^"]*)"', rule["expr"])} == jobs
 
 

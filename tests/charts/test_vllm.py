@@ -574,27 +574,28 @@ def namespaces(rule: Mapping[str, Any]) -> list[str]:
 
 def test_only_the_router_reaches_the_engine():
     spec = render(**{"global": {"routerNamespace": "edge"}}).find("NetworkPolicy", "m")["spec"]
-    router, metrics = spec["ingress"]
-    assert router["ports"] == [{"protocol": "TCP", "port": 8000}]
-    assert router["from"] == [
-        {
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "edge"}},
-            "podSelector": {
-                "matchLabels": {"app.kubernetes.io/name": "router", "app.kubernetes.io/component": "router"}
-            },
-        }
-    ]
+    router, policy, metrics = spec["ingress"]
+    for rule, name, component, port in ((router, "router", "router", 8000), (policy, "router-policy", "policy", 8001)):
+        assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+        assert rule["from"] == [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "edge"}},
+                "podSelector": {
+                    "matchLabels": {"app.kubernetes.io/name": name, "app.kubernetes.io/component": component}
+                },
+            }
+        ]
     assert metrics["ports"] == [{"protocol": "TCP", "port": 8001}] and namespaces(metrics) == ["monitoring"]
 
 
 def test_the_autoscaler_reads_metrics_of_scaled_models_only():
     spec = render({"replicas": {"max": 2}}).find("NetworkPolicy", "m")["spec"]
-    assert namespaces(spec["ingress"][1]) == ["monitoring", "keda"]
+    assert namespaces(spec["ingress"][2]) == ["monitoring", "keda"]
 
 
 def test_no_reader_of_metrics_is_no_rule():
     spec = render(**{"global": {"network": {"scraperNamespaces": []}}}).find("NetworkPolicy", "m")["spec"]
-    assert [rule["ports"][0]["port"] for rule in spec["ingress"]] == [8000]
+    assert [rule["ports"][0]["port"] for rule in spec["ingress"] if "podSelector" not in rule["from"][0]] == []
 
 
 @pytest.mark.parametrize("base", [MODEL, NEURON])

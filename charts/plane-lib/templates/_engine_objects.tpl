@@ -119,6 +119,16 @@ spec:
               {{- include "plane.selectorLabels" (dict "component" "router" "name" "router") | nindent 14 }}
       ports:
         - {protocol: TCP, port: {{ include "plane.enginePort" . }}}
+    - from:
+        # The policy service, which reads the queue.
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: {{ include "plane.routerNamespace" .root }}
+          podSelector:
+            matchLabels:
+              {{- include "plane.selectorLabels" (dict "component" "policy" "name" "router-policy") | nindent 14 }}
+      ports:
+        - {protocol: TCP, port: {{ include "plane.engineMetricsPort" . }}}
     {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
     {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
   {{- if include "plane.fromS3" .model }}

@@ -188,7 +188,7 @@ those of plane.refusal.
       (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
 {{- end -}}
 {{- end -}}
-{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "jwksCidrs" "s3Cidrs" "stsCidrs" -}}
+{{- range $list := list "albSubnetCidrs" "apiServerCidrs" "bedrockCidrs" "jwksCidrs" "s3Cidrs" "stsCidrs" -}}
 {{- include "plane.refuseWideCidrs" (list (printf "global.network.%s" $list) (get $network $list)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}

@@ -29,9 +29,23 @@ max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_acti
       (dict "alert" "InferenceRouterConfigRejected" "severity" "warning" "for" "0m" "runbook" "router"
         "expr" (join "\nor\n" $refused)
         "summary" "Router rejects its routes or clusters"
-        "description" (print "{{ $labels.pod }} refused the files of router-xds, and since then none was good. "
-          "It goes on with the last good ones; a change of the catalogue is not in force."))
-    | toJson -}}
+        "description" (print "{{ $labels.pod }} refused the files of router-routes or router-clusters, and since then "
+          "none was good. It goes on with the last good ones; a change of the catalogue is not in force."))
+    | concat (include "router.policyRules" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/* The rules of the policy service, as JSON. */}}
+{{- define "router.policyRules" -}}
+{{- $rules := list -}}
+{{- if include "router.policyServes" . -}}
+{{- $job := printf "job=%q" (printf "%s/router-policy" .Release.Namespace) -}}
+{{- $rules = append $rules (dict "alert" "InferencePolicyDown" "severity" "warning" "for" "5m" "runbook" "router"
+      "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
+      "summary" "No policy service answers"
+      "description" (print "Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full "
+        "or empty fleet is met request by request.")) -}}
+{{- end -}}
+{{- toJson $rules -}}
 {{- end -}}
 
 {{/* The rules of one model, as JSON: (dict "root" $ "model" $model). */}}

@@ -26,6 +26,24 @@ typed_dns_resolver_config:
       - socket_address: {address: {{ splitList ":" . | first }}, port_value: {{ splitList ":" . | last }}}
       {{- end }}
     {{- end }}
+{{- if include "router.policyServes" . }}
+# What the policy service says, asked again and again; the last answer stays when it is gone.
+layered_runtime:
+  layers:
+    - name: policy
+      rtds_layer:
+        name: policy
+        rtds_config:
+          resource_api_version: V3
+          # A router serves whether or not anybody answers.
+          initial_fetch_timeout: 1s
+          api_config_source:
+            api_type: REST
+            transport_api_version: V3
+            cluster_names: [policy]
+            refresh_delay: {{ include "router.duration" .Values.policy.refreshRate }}
+            request_timeout: 1s
+{{- end }}
 overload_manager:
   refresh_interval: 0.25s
   resource_monitors:
@@ -51,6 +69,9 @@ static_resources:
       load_assignment:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
+    {{- if include "router.policyServes" . }}
+    - {{ include "router.policyCluster" . | nindent 6 | trim }}
+    {{- end }}
     {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
     - {{ include "router.jwksCluster" . | nindent 6 | trim }}
     {{- end }}

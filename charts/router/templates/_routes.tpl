@@ -13,10 +13,16 @@ resources:
     {{- $plugins := list }}
     {{- range $models }}
     {{- if .canary }}{{ $plugins = append $plugins (dict "model" . "name" "fleets") }}{{ end }}
-    {{- if .fallback }}{{ $plugins = append $plugins (dict "model" . "name" "fleet-then-bedrock") }}{{ end }}
+    {{- if .fallback }}
+    {{- $plugins = append $plugins (dict "model" . "name" "fleet-then-bedrock") }}
+    {{- if $.Values.policy.enabled }}
+    {{- $plugins = append $plugins (dict "model" . "name" "bedrock-then-fleet") }}
+    {{- end }}
+    {{- end }}
     {{- end }}
     {{- with $plugins }}
-    # A try in the fleet, one on another pod of it, then Amazon Bedrock. A group that is not here cannot be reached.
+    # A try in the fleet, one on another pod of it, then Amazon Bedrock; for the share that the policy service shifts
+    # Amazon Bedrock comes first. A group that is not here cannot be reached.
     cluster_specifier_plugins:
       {{- range . }}
       - extension:
@@ -24,6 +30,10 @@ resources:
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier
             priority_groups:
+              {{- if eq .name "bedrock-then-fleet" }}
+              - name: bedrock
+                clusters: [{cluster_name: bedrock/{{ .model.name }}, weight: 100}]
+              {{- end }}
               - name: fleet
                 clusters:
                   {{- range include "plane.fleets" (dict .model.name .model) | fromJson }}
@@ -158,6 +168,25 @@ one, so that one wide value among them would be enough.
         string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}
         invert_match: true
   route: {{ include "router.fleetAction" . | nindent 4 }}
+{{- if .root.Values.policy.enabled }}
+{{- range $kind := list "stream" "json" }}
+- name: {{ $.model.name }}/chat/shifted{{ eq $kind "stream" | ternary "/stream" "" }}
+  match:
+    path: /v1/chat/completions
+    headers:
+      - {name: ":method", string_match: {exact: POST}}
+      {{- if eq $kind "stream" }}
+      - {name: x-plane-stream, present_match: true}
+      {{- end }}
+    # All that the policy service can say: which share of these goes to Amazon Bedrock first.
+    runtime_fraction: {default_value: {numerator: 0}, runtime_key: fallback.{{ $.model.name }}}
+  route:
+    cluster_specifier_plugin: bedrock-then-fleet/{{ $.model.name }}
+    timeout: {{ include "router.duration" $.root.Values.requestTimeout }}
+    {{- $retries := dict "retries" 2 "refresh" true "perTry" (eq $kind "stream" | ternary $.root.Values.hangGuard "") }}
+    retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}
+{{- end }}
+{{- end }}
 - name: {{ .model.name }}/chat/stream
   match:
     path: /v1/chat/completions

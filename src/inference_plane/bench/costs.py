@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_plane import helm
 
-_FILES = {"bootstrap": "router-bootstrap", "routes": "router-xds", "clusters": "router-xds"}
+_FILES = {"bootstrap": "router-bootstrap", "routes": "router-routes", "clusters": "router-clusters"}
 
 
 @dataclass(frozen=True)

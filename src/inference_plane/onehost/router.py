@@ -23,7 +23,7 @@ from inference_plane.helm import Render
 from .processes import Process, Processes, free_port
 
 #: The folder under the container's working directory where each ConfigMap of the chart is mounted.
-MOUNTS = {"router-bootstrap": "bootstrap", "router-xds": "xds"}
+MOUNTS = {"router-bootstrap": "bootstrap", "router-routes": "xds", "router-clusters": "xds"}
 
 
 def local_values(*, dns_port: int, bedrock_port: int) -> dict[str, Any]:
@@ -42,6 +42,12 @@ def fallback_models(values: Mapping[str, Any]) -> frozenset[str]:
     """The Bedrock ids that a catalogue names: what the account's role may invoke."""
     models = values["global"]["models"].values()
     return frozenset(entry["fallback"]["model"] for entry in models if entry.get("fallback"))
+
+
+def xds_files(render: Render) -> dict[str, str]:
+    """The texts of routes.json and clusters.json."""
+    names = [name for name, mount in MOUNTS.items() if mount == "xds"]
+    return {file: text for name in names for file, text in render.find("ConfigMap", name)["data"].items()}
 
 
 def write_files(render: Render, folder: Path) -> None:
