@@ -66,6 +66,7 @@ class _Page:
     engines: dict[str, _Source[EngineReading]] = field(default_factory=dict)
     window: deque[_Entry] = field(default_factory=deque)
     engine_seconds: _Mean = field(default_factory=_Mean)
+    serving_seconds: _Mean = field(default_factory=_Mean)
     fallback_seconds: _Mean = field(default_factory=_Mean)
     # Whether routers had an engine at the last look: 5xx of an empty fleet are no engine's errors.
     had_engines: bool = True
@@ -120,8 +121,9 @@ class Book:
             return  # It left while it was asked.
         if (before := source.last) is not None:
             requests = increase(reading.requests, before.requests)
-            seconds = reading.seconds - before.seconds if reading.requests >= before.requests else reading.seconds
+            seconds = increase(reading.seconds, before.seconds)
             page.engine_seconds.add(seconds, requests)
+            page.serving_seconds.add(seconds - min(seconds, increase(reading.queue_seconds, before.queue_seconds)), requests)
             tokens = {
                 bound: increase(count, before.first_tokens.get(bound, 0.0))
                 for bound, count in reading.first_tokens.items()
@@ -176,6 +178,7 @@ class Book:
             routers_ready=self._routers_ready(name, now),
             running=sum(engine.running for engine in engines),
             waiting=sum(engine.waiting for engine in engines),
+            saturated=_mean([engine.running for engine in engines if engine.waiting]),
             kv_cache=sum(engine.kv_cache for engine in engines) / len(engines) if engines else 0.0,
             engines_age=self._engines_age(page, now),
             first_token_p95_ms=_first_token_p95(page, tuning) if model.firstTokenBudgetMs else None,
@@ -189,14 +192,15 @@ class Book:
             pending=sum(waiting.count for waiting in pods),
             pending_seconds=max((waiting.oldest_seconds for waiting in pods), default=0.0),
             engine_seconds=page.engine_seconds.value(),
+            serving_seconds=page.serving_seconds.value(),
             fallback_seconds=page.fallback_seconds.value(),
         )
 
     def fade(self, now: float) -> None:
         """Once a tick: lets old durations count less."""
         for page in self._pages.values():
-            page.engine_seconds.fade(now - self._faded_at)
-            page.fallback_seconds.fade(now - self._faded_at)
+            for mean in (page.engine_seconds, page.serving_seconds, page.fallback_seconds):
+                mean.fade(now - self._faded_at)
         self._faded_at = now
 
     def ages(self, now: float) -> dict[str, float]:
@@ -212,16 +216,16 @@ class Book:
     def durations(self, name: str) -> dict[str, list[float]]:
         """What a successor cannot measure anew at once."""
         page = self._pages[name]
-        return {
-            "engine": [page.engine_seconds.total, page.engine_seconds.count],
-            "fallback": [page.fallback_seconds.total, page.fallback_seconds.count],
-        }
+        means = {"engine": page.engine_seconds, "serving": page.serving_seconds, "fallback": page.fallback_seconds}
+        return {key: [mean.total, mean.count] for key, mean in means.items()}
 
     def restore_durations(self, name: str, value: Mapping[str, Any]) -> None:
         """Raises KeyError, TypeError or ValueError where it is not what `durations` gave."""
         page = self._pages[name]
-        page.engine_seconds = _Mean(*(float(number) for number in value["engine"]))
-        page.fallback_seconds = _Mean(*(float(number) for number in value["fallback"]))
+        engine, serving, fallback = (
+            _Mean(*(float(number) for number in value[key])) for key in ("engine", "serving", "fallback")
+        )
+        page.engine_seconds, page.serving_seconds, page.fallback_seconds = engine, serving, fallback
 
     def _addresses(self, model: Model) -> list[str]:
         return [address for fleet in model.fleets for address in self._ready.get((model.namespace, fleet), ())]
@@ -257,6 +261,10 @@ def _kept(
     sources: Mapping[str, _Source[_Reading]], addresses: Collection[str], now: float
 ) -> dict[str, _Source[_Reading]]:
     return {address: sources.get(address) or _Source(now) for address in addresses}
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _rise(now: ClusterReading, before: ClusterReading) -> tuple[dict[str, float], dict[str, float]]:

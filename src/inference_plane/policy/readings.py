@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +17,7 @@ ROUTER_FILTER = (
 #: The samples of an engine that are parsed. vLLM shows some 600 lines, of which these are a few dozen.
 _ENGINE_LINES = re.compile(
     rb"^vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|e2e_request_latency_seconds_(?:sum|count)|time_to_first_token_seconds_bucket)[{ ].*$",
+    rb"|e2e_request_latency_seconds_(?:sum|count)|request_queue_time_seconds_sum|time_to_first_token_seconds_bucket)[{ ].*$",
     re.MULTILINE,
 )
 _ROUTER_LINES = re.compile(
@@ -37,8 +37,9 @@ class EngineReading:
     running: float = 0.0
     waiting: float = 0.0
     kv_cache: float = 0.0
-    # Counters: seconds and number of requests that ended, first tokens by upper bound in seconds (cumulative).
+    # Counters: seconds that ended requests took, those of it in the queue, and their number; first tokens by upper bound in seconds (cumulative).
     seconds: float = 0.0
+    queue_seconds: float = 0.0
     requests: float = 0.0
     first_tokens: Mapping[float, float] = field(default_factory=dict)
 
@@ -89,6 +90,7 @@ def parse_engine(text: bytes) -> EngineReading:
         waiting=sum(values["vllm:num_requests_waiting"]),
         kv_cache=sum(caches) / len(caches),
         seconds=sum(values.get("vllm:e2e_request_latency_seconds_sum", ())),
+        queue_seconds=sum(values.get("vllm:request_queue_time_seconds_sum", ())),
         requests=sum(values.get("vllm:e2e_request_latency_seconds_count", ())),
         first_tokens=buckets,
     )
@@ -154,6 +156,3 @@ def increase(now: float, before: float) -> float:
     """What a counter rose by; one that fell began anew at 0."""
     return now - before if now >= before else now
 
-
-def total(values: Iterable[float]) -> float:
-    return float(sum(values))
