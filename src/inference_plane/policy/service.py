@@ -189,8 +189,8 @@ class Service:
         self.book.fade(now)
         ages = self.book.ages(now)
         unread = not all(math.isfinite(age) for age in ages.values())
-        if unread and not self.views and now - self._led_since < self.config.tuning.staleSeconds:
-            return  # Routers that have a share already must not hear "0" before anything was read.
+        if unread and now - self._led_since < self.config.tuning.staleSeconds:
+            return  # Before anything was read, routers keep what they have, and a copy stands.
         self._decide({name: self.book.signals(name, now) for name in self.config.models}, now)
         self.decided_at = now
 
