@@ -285,10 +285,11 @@ class World:
         now, book = self.now, self.book
         if "cluster" not in self.lost:
             ready = [pod.name for pod in self.pods if pod.ready(now)]
-            book.put_endpoints({(NAMESPACE, NAME): ready}, list(self.routers), now)
+            book.put_endpoints(NAMESPACE, {(NAMESPACE, NAME): ready}, now)
+            book.put_routers(list(self.routers), now)
             waiting = [pod for pod in self.pods if now < pod.node_at]
             oldest = max((now - pod.made for pod in waiting), default=0.0)
-            book.put_pods({(NAMESPACE, NAME): WaitingPods(len(waiting), oldest)}, now)
+            book.put_pods(NAMESPACE, {(NAMESPACE, NAME): WaitingPods(len(waiting), oldest)}, now)
         if "engines" not in self.lost:
             for pod in self.pods:
                 if pod.ready(now) and pod.name not in self.lost:

@@ -184,7 +184,8 @@ def router_reading(active: float = 0, elsewhere: float = 0, healthy: int = 3, **
 
 
 def filled(one: Book, now: float, engines: int = 2, routers: int = 2) -> None:
-    one.put_endpoints({FLEET: [f"10.0.0.{i}" for i in range(engines)]}, [f"10.1.0.{i}" for i in range(routers)], now)
+    one.put_endpoints(NAMESPACE, {FLEET: [f"10.0.0.{i}" for i in range(engines)]}, now)
+    one.put_routers([f"10.1.0.{i}" for i in range(routers)], now)
 
 
 def test_several_routers_are_added_up_and_missing_ones_taken_for_like() -> None:
@@ -245,10 +246,11 @@ def test_an_empty_fleets_503_are_no_engines_errors() -> None:
 
 def test_the_fleets_of_a_canary_are_one_models() -> None:
     one = book(fleets=(MODEL, f"{MODEL}-canary"))
-    one.put_endpoints({FLEET: ["10.0.0.1"], (NAMESPACE, f"{MODEL}-canary"): ["10.0.0.2"]}, ["10.1.0.0"], 0)
+    one.put_endpoints(NAMESPACE, {FLEET: ["10.0.0.1"], (NAMESPACE, f"{MODEL}-canary"): ["10.0.0.2"]}, 0)
+    one.put_routers(["10.1.0.0"], 0)
     one.put_engine(MODEL, "10.0.0.1", EngineReading(running=3), 1)
     one.put_engine(MODEL, "10.0.0.2", EngineReading(running=1, waiting=2), 1)
-    one.put_pods({FLEET: WaitingPods(1, 30), (NAMESPACE, f"{MODEL}-canary"): WaitingPods(2, 90)}, 1)
+    one.put_pods(NAMESPACE, {FLEET: WaitingPods(1, 30), (NAMESPACE, f"{MODEL}-canary"): WaitingPods(2, 90)}, 1)
     clusters = {f"fleet/{fleet}": ClusterReading(healthy=2, active=2) for fleet in (MODEL, f"{MODEL}-canary")}
     one.put_router("10.1.0.0", clusters, 1)
     signals = one.signals(MODEL, 1)
@@ -268,6 +270,19 @@ def test_engines_are_as_old_as_the_one_that_is_silent_longest() -> None:
     assert one.signals(MODEL, 40).engines_age == 0, "no engine has nothing to say"
     one.put_engine(MODEL, "10.0.0.0", EngineReading(running=9), 41)
     assert one.signals(MODEL, 41).running == 0, "an answer of one that left is late"
+
+
+def test_a_namespace_that_cannot_be_read_harms_its_own_models_alone() -> None:
+    one = Book(
+        Config(
+            NAMESPACE,
+            Routers(NAMESPACE),
+            {MODEL: ENTRY, "other": dataclasses.replace(ENTRY, namespace="elsewhere", fleets=("other",))},
+        )
+    )
+    filled(one, 0)
+    assert one.signals(MODEL, 1).cluster_age == 1 and one.signals("other", 1).cluster_age == math.inf
+    assert one.ages(1)["endpoints"] == math.inf, "and it is seen"
 
 
 def test_how_long_requests_take_is_measured_with_and_without_the_queue() -> None:

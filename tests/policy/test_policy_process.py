@@ -185,7 +185,8 @@ def test_without_the_api_the_leader_goes_on(world: World, start: Start, fault: s
         world.kube.hang = True
     else:
         world.kube.fail = 403
-    until(lambda: {"endpoints", "pods", "lease"} <= {line["source"] for line in one.lines("source-failed")}, "three")
+    wanted = {f"endpoints of {NAMESPACE}", f"endpoints of {NAMESPACE}/router", f"pods of {NAMESPACE}", "lease"}
+    until(lambda: wanted <= {line["source"] for line in one.lines("source-failed")}, "all four are named")
     time.sleep(1.2)  # Until its lists are stale.
     world.router.text = router_text(engines=2, bedrock=12, fleet=24)
     for engine in world.engines:
