@@ -40,7 +40,7 @@ class KubeStandIn:
         self.clock_offset = 0.0
         self._version = 0
         self._lock = threading.Lock()
-        self._server = ServerThread(self._app)
+        self._server = ServerThread(self._app, date_header=False)
 
     @property
     def url(self) -> str:

@@ -34,7 +34,8 @@ class ServerThread:
     """A context manager that serves `app` on `host`:`port` (0: a free one) until it is stopped.
 
     It may be started and stopped again and again on the same address; a stopped one refuses connections, as a dead pod
-    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on. Raises OSError where the address is taken.
+    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on; `date_header=False` leaves that header to `app`.
+    Raises OSError where the address is taken.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class ServerThread:
         *,
         certfile: str | None = None,
         keyfile: str | None = None,
+        date_header: bool = True,
     ) -> None:
         self.app, self.host, self.port = app, host, port
+        self._date_header = date_header
         self._tls = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -80,6 +83,7 @@ class ServerThread:
                 access_log=False,
                 timeout_graceful_shutdown=2,
                 timeout_keep_alive=600,
+                date_header=self._date_header,
                 **self._tls,
             )
         )

@@ -14,20 +14,29 @@ Config, a closed JSON object (an unknown or missing key is an error that names i
 `listen`, `namespace` and `lease` need a restart:
 
     {"listen": {"address": "0.0.0.0", "port": 8090},
-     "namespace": "inference",                              the service's own, where the Lease is
+     "namespace": "inference",
      "lease": {"name": "router-policy", "durationSeconds": 15, "renewSeconds": 5},
      "tickSeconds": 1,
-     "routers": {"namespace": "inference", "service": "router", "port": 8081},     the routers' status port
-     "tuning": {},                                          fields of config.Tuning, each with a default
+     "routers": {"namespace": "inference", "service": "router", "port": 8081},
+     "tuning": {},
      "models": {"summary": {
         "namespace": "inference",
-        "fleets": ["summary", "summary-canary"],            Services, and values of app.kubernetes.io/name of its pods
-        "deployments": ["summary", "summary-canary"],       the first one is what Events are about; default: fleets
+        "fleets": ["summary", "summary-canary"],
+        "deployments": ["summary", "summary-canary"],
         "metricsPort": 8001,
-        "fallback": true,                                   false: no share ever, demand alone
-        "minReplicas": 1, "maxReplicas": 4,                 defaults 1 and 1
-        "requestsPerReplica": 72,                           running + waiting that one replica admits
-        "firstTokenBudgetMs": 2000}}}                       or null, the default
+        "fallback": true,
+        "minReplicas": 1,
+        "maxReplicas": 4,
+        "requestsPerReplica": 72,
+        "firstTokenBudgetMs": 2000}}}
+
+`namespace` is the service's own, where the Lease is. `routers.service` is the Service whose ready endpoints are the
+routers, `port` their status port. `tuning` takes fields of `config.Tuning`. Of a model, `namespace`, `fleets`,
+`fallback` and `requestsPerReplica` are required: `fleets` are its Services and the values of app.kubernetes.io/name of
+its pods; `requestsPerReplica` is what one replica admits, running and waiting; without `fallback` it never gets a
+share and has demand alone. `deployments[0]`, by default `fleets[0]`, is what Events are about. `metricsPort` is 8001 by
+default, `minReplicas` and `maxReplicas` are 1, `firstTokenBudgetMs` is null. `listen`, `lease`, `tickSeconds`, `tuning`,
+`routers.service` and `routers.port` have the defaults that stand above.
 
 HTTP on that port:
 

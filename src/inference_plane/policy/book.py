@@ -66,6 +66,7 @@ class _Page:
     engines: dict[str, _Source[EngineReading]] = field(default_factory=dict)
     window: deque[_Entry] = field(default_factory=deque)
     engine_seconds: _Mean = field(default_factory=_Mean)
+    serving_seconds: _Mean = field(default_factory=_Mean)
     fallback_seconds: _Mean = field(default_factory=_Mean)
     # Whether routers had an engine at the last look: 5xx of an empty fleet are no engine's errors.
     had_engines: bool = True
@@ -78,15 +79,19 @@ class Book:
         self.config = config
         self._pages = {name: _Page() for name in config.models}
         self._routers: dict[str, _Source[RouterReading]] | None = None
-        self._endpoints_at = self._pods_at = -NEVER
-        self._ready: Mapping[Fleet, Collection[str]] = {}
-        self._pods: Mapping[Fleet, WaitingPods] = {}
+        self._routers_at = -NEVER
+        # By namespace: when it was read, and what was there. One that cannot be read harms its own models alone.
+        self._ready: dict[str, tuple[float, Mapping[Fleet, Collection[str]]]] = {}
+        self._pods: dict[str, tuple[float, Mapping[Fleet, WaitingPods]]] = {}
         self._faded_at = -NEVER
 
     def configure(self, config: Config) -> None:
         """Keeps what is known of models that stay."""
         self.config = config
         self._pages = {name: self._pages.get(name, _Page()) for name in config.models}
+        namespaces = {model.namespace for model in config.models.values()}
+        self._ready = {key: read for key, read in self._ready.items() if key in namespaces}
+        self._pods = {key: read for key, read in self._pods.items() if key in namespaces}
 
     # What is to be read next.
 
@@ -103,15 +108,20 @@ class Book:
 
     # What was read.
 
-    def put_endpoints(self, ready: Mapping[Fleet, Collection[str]], routers: Collection[str], now: float) -> None:
-        """The addresses of engines and of routers that are ready."""
-        self._ready, self._endpoints_at = ready, now
-        for name, page in self._pages.items():
-            page.engines = _kept(page.engines, self._addresses(self.config.models[name]), now)
-        self._routers = _kept(self._routers or {}, routers, now)
+    def put_routers(self, addresses: Collection[str], now: float) -> None:
+        """The addresses of routers that are ready."""
+        self._routers, self._routers_at = _kept(self._routers or {}, addresses, now), now
 
-    def put_pods(self, pods: Mapping[Fleet, WaitingPods], now: float) -> None:
-        self._pods, self._pods_at = pods, now
+    def put_endpoints(self, namespace: str, ready: Mapping[Fleet, Collection[str]], now: float) -> None:
+        """The addresses of the engines of a namespace that are ready."""
+        self._ready[namespace] = now, ready
+        for name, page in self._pages.items():
+            model = self.config.models[name]
+            if model.namespace == namespace:
+                page.engines = _kept(page.engines, self._addresses(model), now)
+
+    def put_pods(self, namespace: str, pods: Mapping[Fleet, WaitingPods], now: float) -> None:
+        self._pods[namespace] = now, pods
 
     def put_engine(self, model: str, address: str, reading: EngineReading, now: float) -> None:
         page = self._pages.get(model)
@@ -120,8 +130,9 @@ class Book:
             return  # It left while it was asked.
         if (before := source.last) is not None:
             requests = increase(reading.requests, before.requests)
-            seconds = reading.seconds - before.seconds if reading.requests >= before.requests else reading.seconds
+            seconds = increase(reading.seconds, before.seconds)
             page.engine_seconds.add(seconds, requests)
+            page.serving_seconds.add(seconds - min(seconds, increase(reading.queue_seconds, before.queue_seconds)), requests)
             tokens = {
                 bound: increase(count, before.first_tokens.get(bound, 0.0))
                 for bound, count in reading.first_tokens.items()
@@ -165,17 +176,18 @@ class Book:
         while page.window and page.window[0].at <= now - tuning.windowSeconds:
             page.window.popleft()
         engines = [source.last for source in page.engines.values() if source.last]
-        pods = [self._pods.get((model.namespace, fleet), WaitingPods()) for fleet in model.fleets]
-        if now - self._pods_at > tuning.staleSeconds:
-            pods = []
+        pods_at, waiting = self._pods.get(model.namespace, (-NEVER, {}))
+        fresh = now - pods_at <= tuning.staleSeconds
+        pods = [waiting[fleet] for name in model.fleets if fresh and (fleet := (model.namespace, name)) in waiting]
         answers, scale = self._answers(now)
         fleets = [f"fleet/{fleet}" for fleet in model.fleets]
         return Signals(
             ready=len(self._addresses(model)),
-            cluster_age=now - self._endpoints_at,
+            cluster_age=now - self._ready.get(model.namespace, (-NEVER, {}))[0],
             routers_ready=self._routers_ready(name, now),
             running=sum(engine.running for engine in engines),
             waiting=sum(engine.waiting for engine in engines),
+            saturated=_mean([engine.running for engine in engines if engine.waiting]),
             kv_cache=sum(engine.kv_cache for engine in engines) / len(engines) if engines else 0.0,
             engines_age=self._engines_age(page, now),
             first_token_p95_ms=_first_token_p95(page, tuning) if model.firstTokenBudgetMs else None,
@@ -186,25 +198,31 @@ class Book:
             errors=sum(entry.errors for entry in page.window),
             turned_away=sum(entry.turned_away for entry in page.window) / tuning.windowSeconds,
             routers_age=self._routers_age(now),
-            pending=sum(waiting.count for waiting in pods),
-            pending_seconds=max((waiting.oldest_seconds for waiting in pods), default=0.0),
+            pending=sum(pod.count for pod in pods),
+            pending_seconds=max((pod.oldest_seconds for pod in pods), default=0.0),
             engine_seconds=page.engine_seconds.value(),
+            serving_seconds=page.serving_seconds.value(),
             fallback_seconds=page.fallback_seconds.value(),
         )
 
     def fade(self, now: float) -> None:
         """Once a tick: lets old durations count less."""
         for page in self._pages.values():
-            page.engine_seconds.fade(now - self._faded_at)
-            page.fallback_seconds.fade(now - self._faded_at)
+            for mean in (page.engine_seconds, page.serving_seconds, page.fallback_seconds):
+                mean.fade(now - self._faded_at)
         self._faded_at = now
 
     def ages(self, now: float) -> dict[str, float]:
         """Seconds since each source answered, in full where it is several; inf where it never did."""
+        namespaces = {model.namespace for model in self.config.models.values()}
         engines = [self._engines_age(page, now) for page in self._pages.values()]
+        ready, pods = (
+            [now - read.get(namespace, (-NEVER, {}))[0] for namespace in namespaces]
+            for read in (self._ready, self._pods)
+        )
         return {
-            "endpoints": now - self._endpoints_at,
-            "pods": now - self._pods_at,
+            "endpoints": max([now - self._routers_at, *ready]),
+            "pods": max(pods, default=0.0),
             "routers": self._routers_age(now),
             "engines": max(engines, default=0.0),
         }
@@ -212,19 +230,20 @@ class Book:
     def durations(self, name: str) -> dict[str, list[float]]:
         """What a successor cannot measure anew at once."""
         page = self._pages[name]
-        return {
-            "engine": [page.engine_seconds.total, page.engine_seconds.count],
-            "fallback": [page.fallback_seconds.total, page.fallback_seconds.count],
-        }
+        means = {"engine": page.engine_seconds, "serving": page.serving_seconds, "fallback": page.fallback_seconds}
+        return {key: [mean.total, mean.count] for key, mean in means.items()}
 
     def restore_durations(self, name: str, value: Mapping[str, Any]) -> None:
         """Raises KeyError, TypeError or ValueError where it is not what `durations` gave."""
         page = self._pages[name]
-        page.engine_seconds = _Mean(*(float(number) for number in value["engine"]))
-        page.fallback_seconds = _Mean(*(float(number) for number in value["fallback"]))
+        engine, serving, fallback = (
+            _Mean(*(float(number) for number in value[key])) for key in ("engine", "serving", "fallback")
+        )
+        page.engine_seconds, page.serving_seconds, page.fallback_seconds = engine, serving, fallback
 
     def _addresses(self, model: Model) -> list[str]:
-        return [address for fleet in model.fleets for address in self._ready.get((model.namespace, fleet), ())]
+        ready = self._ready.get(model.namespace, (-NEVER, {}))[1]
+        return [address for fleet in model.fleets for address in ready.get((model.namespace, fleet), ())]
 
     def _engines_age(self, page: _Page, now: float) -> float:
         """Of the engine that has been silent longest; one that is new has had no time to answer."""
@@ -234,7 +253,7 @@ class Book:
         """Of the router that answered last: the others are taken to be like it. Without any router nothing flows."""
         if self._routers is None:
             return NEVER
-        return min((now - source.at for source in self._routers.values()), default=now - self._endpoints_at)
+        return min((now - source.at for source in self._routers.values()), default=now - self._routers_at)
 
     def _answers(self, now: float) -> tuple[list[RouterReading], float]:
         """What routers said last that have not gone stale, and how many routers each of them stands for."""
@@ -257,6 +276,10 @@ def _kept(
     sources: Mapping[str, _Source[_Reading]], addresses: Collection[str], now: float
 ) -> dict[str, _Source[_Reading]]:
     return {address: sources.get(address) or _Source(now) for address in addresses}
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _rise(now: ClusterReading, before: ClusterReading) -> tuple[dict[str, float], dict[str, float]]:

@@ -47,27 +47,31 @@ class Routers:
 class Tuning:
     """How quickly and how far the share moves. docs/policy.md says what each was chosen by."""
 
-    # A fleet is full from this use of its capacity on (requests in it over those that it admits); see also pendingUse.
-    fullUse: float = 1.0
-    # While it sheds, the share is what brings the fleet down to this use.
-    targetUse: float = 0.95
-    # Shedding for load ends below this use of what the fleet would have without any share.
-    easyUse: float = 0.8
-    # While accelerators are awaited for pendingSeconds, the fleet counts as full from here on.
-    pendingUse: float = 0.85
+    # A fleet is full from this use of what it admits on; from the other one, while an engine pod has been waiting for
+    # an accelerator for pendingSeconds.
+    fullUse: float = 0.95
+    pendingUse: float = 0.8
     pendingSeconds: float = 60.0
+    # While it sheds, the share is what leaves this use of what runs at once while others wait.
+    targetUse: float = 1.0
+    # First tokens are late from this part of the budget on.
+    lateUse: float = 0.9
+    # Shedding ends below this use of what runs at once while others wait, lateness below this part of where it begins.
+    easyUse: float = 0.9
     # KV cache use, mean of the engines, from which on a waiting request says that no more fits.
     kvCacheUse: float = 0.95
-    # Errors over tries in the fleet, over windowSeconds and from minErrors on, that make it sick.
-    errorRatio: float = 0.2
+    # Errors over tries in the fleet, over windowSeconds and from minErrors on, that make it sick. It is well again at
+    # half of it, if there were minProbes.
+    errorRatio: float = 0.5
     minErrors: int = 5
+    minProbes: int = 3
     # Refused tries over tries, from which on the fleet refuses more than a full one that is shed from would.
     refusedRatio: float = 0.25
     # First tokens, at least, before their p95 is believed.
     minFirstTokens: int = 10
     # Rates are taken over this time, demand is smoothed over that one.
     windowSeconds: float = 15.0
-    smoothingSeconds: float = 5.0
+    smoothingSeconds: float = 10.0
     # Points: the share is a multiple of it, and what it rises by while an overload stays for settleSeconds.
     stepPoints: int = 5
     settleSeconds: float = 15.0
@@ -75,10 +79,10 @@ class Tuning:
     holdSeconds: float = 30.0
     lowerPoints: int = 10
     lowerSeconds: float = 10.0
-    # A fleet that fails again while it recovers has its hold time doubled, at most so often; forgotten after forgetHolds
-    # hold times without a share.
+    # A fleet that fails again while it recovers has its hold time doubled, at most so often, until it has had no share
+    # for forgetSeconds.
     maxDoublings: int = 3
-    forgetHolds: int = 10
+    forgetSeconds: float = 600.0
     # What stays on a fleet that has engines, however sick it looks.
     probePoints: int = 5
     # A signal that was missed is as good as its last value for staleSeconds. Without signals a share is held for
@@ -150,10 +154,10 @@ def _check(config: Config) -> None:
             f"lease: durationSeconds {lease.durationSeconds:g} is not {_RENEWALS_IN_A_LEASE} x renewSeconds "
             f"{lease.renewSeconds:g} or more, so one slow renewal would lose the lead"
         )
-    if not 0 < tuning.easyUse < tuning.targetUse <= tuning.fullUse:
-        raise ConfigError("tuning: easyUse < targetUse <= fullUse does not hold, so the share would swing")
+    if not tuning.easyUse < min(1.0, tuning.targetUse):
+        raise ConfigError("tuning.easyUse: it is not below targetUse and 1, so the share would swing")
     for name, value in dataclasses.asdict(tuning).items():
-        if value < 0 or (value == 0 and name not in ("probePoints", "smoothingSeconds")):
+        if value < 0 or (value == 0 and name not in ("probePoints", "smoothingSeconds", "maxDoublings")):
             raise ConfigError(f"tuning.{name}: {value:g} is not above 0")
     for name in ("stepPoints", "lowerPoints", "probePoints"):
         if getattr(tuning, name) > 100:

@@ -2,11 +2,12 @@
 
 No input, no output, no clock: times are seconds of any monotonic clock, given by whoever calls.
 
-The share is what the fleet cannot take. Of `wanted` requests at once a fleet of capacity `room` can take
-`targetUse * room`, so `1 - targetUse * room / wanted` must go elsewhere; `wanted` counts those that are elsewhere
-already, so the share does not chase itself. What no arithmetic foresees (late first tokens, requests that may not
-leave and fill the fleet) adds steps while the trouble stays. A share rises at once and falls slowly, after a time
-without need; a fleet that has engines keeps a probe share, so that its recovery is seen.
+The share is what the fleet cannot take. `wanted` requests would run at once, were the fleet large enough, and `room` is
+what does run at once while others wait, so `1 - room / wanted` must go elsewhere. `wanted` counts those that are
+elsewhere already, so the share does not chase itself, and not those that wait, so a queue that drained does not look
+like the end of a surge. What no arithmetic foresees (requests that may not leave and fill the fleet) adds steps while
+the trouble stays. A share rises at once and falls slowly, after a time without need; a fleet that has engines keeps a
+probe share, so that its recovery is seen.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Reason(enum.StrEnum):
     RECOVERING = "recovering"
 
 
+#: A fleet that shows one of these again while it recovers is given more time.
+_FAILURES = frozenset({Reason.NO_ENGINE, Reason.ERRORS, Reason.FIRST_TOKEN, Reason.REFUSED})
+
+
 @dataclass(frozen=True)
 class Signals:
     """What is known of one model. Each value is the last one known; the ages (seconds) say what it is worth now."""
@@ -49,6 +54,8 @@ class Signals:
     running: float = 0.0
     waiting: float = 0.0
     kv_cache: float = 0.0
+    # What runs in an engine in which requests wait, in the mean of such engines; None where none has any.
+    saturated: float | None = None
     engines_age: float = NEVER
     # Milliseconds until 95 % of first tokens were there, over the window; None where there were too few.
     first_token_p95_ms: float | None = None
@@ -64,8 +71,9 @@ class Signals:
     # Pods without a node, and seconds that the oldest has waited for one.
     pending: int = 0
     pending_seconds: float = 0.0
-    # Seconds that a request takes in an engine and at the fallback, as far as known.
+    # Seconds that a request takes in an engine, with and without the queue, and at the fallback, as far as known.
     engine_seconds: float | None = None
+    serving_seconds: float | None = None
     fallback_seconds: float | None = None
 
 
@@ -74,13 +82,16 @@ class Memory:
     """What one decision leaves to the next. Times are those of `decide`'s `now`."""
 
     share: int = 0
-    # When the signals were last good enough, when the share was last needed as it is, raised, lowered.
+    # When the signals were last good enough, when the share was last needed as it is, raised, lowered, an error seen.
     known_at: float = -NEVER
     needed_at: float = -NEVER
     raised_at: float = -NEVER
     lowered_at: float = -NEVER
+    error_at: float = -NEVER
     wanted: float | None = None
     wanted_at: float = -NEVER
+    # What one engine runs at once while others wait, as far as it was ever seen.
+    room_each: float | None = None
     # Hysteresis: these end later than they begin.
     loaded: bool = False
     late: bool = False
@@ -88,7 +99,7 @@ class Memory:
     # How often a fleet failed again while it recovered: each doubles the time without need that lowering waits for.
     relapses: int = 0
 
-    _TIMES = ("known_at", "needed_at", "raised_at", "lowered_at", "wanted_at")
+    _TIMES = ("known_at", "needed_at", "raised_at", "lowered_at", "error_at", "wanted_at")
 
     def to_json(self, now: float) -> dict[str, Any]:
         """Times as ages, because another machine's clock means nothing here; null for "never"."""
@@ -137,29 +148,18 @@ def in_engines(signals: Signals, tuning: Tuning) -> float | None:
     return signals.in_fleet if signals.routers_age <= tuning.staleSeconds else None
 
 
-def decide(
-    model: Model, tuning: Tuning, signals: Signals, memory: Memory, now: float
-) -> tuple[Decision, Memory]:
+def decide(model: Model, tuning: Tuning, signals: Signals, memory: Memory, now: float) -> tuple[Decision, Memory]:
     """The share from `now` on, and what to hand to the next call."""
     ready, inside = ready_engines(signals, tuning), in_engines(signals, tuning)
-    routers = signals.routers_age <= tuning.staleSeconds
-    if ready == 0:
-        # Nothing else needs to be known. Were it not for `routers`, demand would be; the share is not in doubt.
-        wanted, room = (_wanted(signals, inside or 0.0, tuning) if routers else None), 0.0
-    elif ready is None or inside is None or not routers:
+    if ready is None or (ready and (inside is None or signals.routers_age > tuning.staleSeconds)):
         return _without_signals(tuning, memory, ready, now)
-    else:
-        wanted = _smooth(_wanted(signals, inside, tuning), memory, tuning, now)
-        room = float(ready * model.requestsPerReplica)
-    memory = dataclasses.replace(memory, known_at=now, wanted=wanted, wanted_at=now)
-    needed, reasons, memory = _needed(model, tuning, signals, memory, ready, room, wanted, now)
-    if not model.fallback:
-        needed = 0
-    share, memory = _move(tuning, memory, needed, bool({Reason.NO_ENGINE, Reason.ERRORS} & set(reasons)), now)
+    memory = _learn(model, tuning, signals, memory, now)
+    room = ready * (memory.room_each or model.requestsPerReplica)
+    needed, reasons, memory = _needed(model, tuning, signals, memory, ready, inside or 0.0, room, now)
+    share, memory = _move(tuning, memory, needed if model.fallback else 0, bool(_FAILURES & reasons), now)
     if share > needed:
-        reasons.append(Reason.RECOVERING)
-    ordered = tuple(reason for reason in Reason if reason in reasons)
-    return Decision(share, ordered, ready, room, wanted), memory
+        reasons.add(Reason.RECOVERING)
+    return Decision(share, tuple(reason for reason in Reason if reason in reasons), ready, room, memory.wanted), memory
 
 
 def _without_signals(tuning: Tuning, memory: Memory, ready: int | None, now: float) -> tuple[Decision, Memory]:
@@ -171,91 +171,98 @@ def _without_signals(tuning: Tuning, memory: Memory, ready: int | None, now: flo
     return Decision(share, (Reason.SIGNALS_LOST,), ready, None, None), memory
 
 
-def _wanted(signals: Signals, inside: float, tuning: Tuning) -> float:
-    """Requests that would be in the fleet at once, were it large enough.
+def _learn(model: Model, tuning: Tuning, signals: Signals, memory: Memory, now: float) -> Memory:
+    """What this moment says of demand and room, smoothed."""
+    engines = signals.engines_age <= tuning.staleSeconds
+    room = memory.room_each
+    if engines and signals.saturated is not None:
+        room = _smooth(room, min(max(1.0, signals.saturated), model.requestsPerReplica), memory, tuning, now)
+    wanted = memory.wanted
+    if signals.routers_age <= tuning.staleSeconds:
+        # Without the engines' word, whatever is in the fleet and has room runs.
+        fits = signals.ready * (room or model.requestsPerReplica)
+        running = signals.running if engines else min(signals.in_fleet, fits)
+        # The fallback may be quicker or slower than an engine: what is there counts for as long as it would run here.
+        seconds = signals.serving_seconds or tuning.typicalSeconds
+        ratio = seconds / signals.fallback_seconds if signals.serving_seconds and signals.fallback_seconds else 1.0
+        here = running + signals.elsewhere * min(4.0, max(0.25, ratio)) + signals.turned_away * seconds
+        wanted = _smooth(wanted, here, memory, tuning, now)
+    return dataclasses.replace(memory, known_at=now, wanted=wanted, wanted_at=now, room_each=room)
 
-    The fallback may be quicker or slower than an engine; what is there now is counted as the time it would take here.
-    """
-    seconds = signals.engine_seconds or tuning.typicalSeconds
-    ratio = seconds / signals.fallback_seconds if signals.engine_seconds and signals.fallback_seconds else 1.0
-    return inside + signals.elsewhere * min(4.0, max(0.25, ratio)) + signals.turned_away * seconds
 
-
-def _smooth(wanted: float, memory: Memory, tuning: Tuning, now: float) -> float:
-    if memory.wanted is None or not tuning.smoothingSeconds:
-        return wanted
+def _smooth(before: float | None, value: float, memory: Memory, tuning: Tuning, now: float) -> float:
+    if before is None or not tuning.smoothingSeconds:
+        return value
     weight = math.exp(-max(0.0, now - memory.wanted_at) / tuning.smoothingSeconds)
-    return memory.wanted * weight + wanted * (1 - weight)
+    return before * weight + value * (1 - weight)
 
 
 def _needed(
-    model: Model,
-    tuning: Tuning,
-    signals: Signals,
-    memory: Memory,
-    ready: int,
-    room: float,
-    wanted: float | None,
-    now: float,
-) -> tuple[int, list[Reason], Memory]:
-    """The share that is needed now, whatever it was before, and why."""
+    model: Model, tuning: Tuning, signals: Signals, memory: Memory, ready: int, inside: float, room: float, now: float
+) -> tuple[int, set[Reason], Memory]:
+    """The share that is needed now, and why."""
     starved = bool(signals.pending) and signals.pending_seconds >= tuning.pendingSeconds
     if ready == 0:
         memory = dataclasses.replace(memory, loaded=False, late=False, sick=False)
-        return 100, [Reason.NO_ENGINE] + [Reason.PENDING] * starved, memory
-    assert wanted is not None
-    reasons: list[Reason] = []
+        return 100, {Reason.NO_ENGINE} | ({Reason.PENDING} if starved else set()), memory
+    reasons: set[Reason] = set()
     needed = 0.0
 
-    # What does not fit. A KV cache that is full says that no more fits than runs.
-    kv_bound = signals.kv_cache >= tuning.kvCacheUse and signals.waiting > 0 and signals.engines_age <= tuning.staleSeconds
-    if kv_bound:
-        room = min(room, max(float(ready), signals.running))
-    full = tuning.pendingUse if starved else tuning.fullUse
-    loaded = wanted >= (full * tuning.easyUse if memory.loaded else full) * room
-    if loaded:
-        target = tuning.targetUse * full / tuning.fullUse
-        needed = max(tuning.stepPoints, 100 * (1 - target * room / wanted))
-        reasons += [Reason.KV_CACHE if kv_bound else Reason.QUEUE] + [Reason.PENDING] * starved
-
-    # What is sent there in vain.
-    ratio = signals.errors / signals.tries if signals.tries else 0.0
-    if memory.sick:
-        # The probe share brings few tries; none at all prove nothing, so the hold time alone decides then.
-        sick = signals.errors > 0 and ratio >= tuning.errorRatio / 2
-    else:
-        sick = signals.errors >= tuning.minErrors and ratio >= tuning.errorRatio
-    if sick:
-        needed = max(needed, 100 * min(1.0, 2 * ratio))
-        reasons.append(Reason.ERRORS)
-
-    # What no capacity explains: a step more as long as it stays.
+    full = inside >= (tuning.pendingUse if starved else tuning.fullUse) * ready * model.requestsPerReplica
+    engines = signals.engines_age <= tuning.staleSeconds
     budget, p95 = model.firstTokenBudgetMs, signals.first_token_p95_ms
-    fresh = signals.engines_age <= tuning.staleSeconds
-    late = bool(budget and p95 and fresh and p95 > budget * (tuning.easyUse if memory.late else 1.0))
+    late = bool(engines and budget and p95 and p95 > budget * tuning.lateUse * (tuning.easyUse if memory.late else 1))
     refused = signals.tries > 0 and signals.refused / signals.tries >= tuning.refusedRatio
+
+    # What does not fit.
+    wanted = memory.wanted or 0.0
+    loaded = full or late or refused or (memory.loaded and wanted >= tuning.easyUse * room)
+    if loaded:
+        needed = max(tuning.stepPoints, 100 * (1 - tuning.targetUse * room / wanted) if wanted else 0.0)
+        if not (full or late or refused):
+            needed = min(needed, memory.share)  # Nothing is in need of more while the fleet still takes what comes.
+        kv_bound = engines and signals.kv_cache >= tuning.kvCacheUse and signals.waiting > 0
+        reasons.add(Reason.KV_CACHE if kv_bound else Reason.QUEUE)
+    if starved and loaded:
+        reasons.add(Reason.PENDING)
+    # What the arithmetic did not foresee: a step more, for as long as it stays.
     if late or refused:
         settled = now - memory.raised_at >= tuning.settleSeconds
         needed = max(needed, memory.share + tuning.stepPoints * settled)
-        reasons += [Reason.FIRST_TOKEN] * late + [Reason.REFUSED] * refused
+        reasons |= {reason for reason, is_so in ((Reason.FIRST_TOKEN, late), (Reason.REFUSED, refused)) if is_so}
 
-    points = min(100 - tuning.probePoints, math.ceil(needed / tuning.stepPoints) * tuning.stepPoints)
+    # What is sent there in vain: a request has two tries in the fleet, so of it fails what fails twice.
+    ratio = signals.errors / signals.tries if signals.tries else 0.0
+    if signals.errors:
+        memory = dataclasses.replace(memory, error_at=now)
+    if not memory.sick:
+        sick = signals.errors >= tuning.minErrors and ratio >= tuning.errorRatio
+    elif signals.tries >= tuning.minProbes:
+        sick = ratio >= tuning.errorRatio / 2
+    else:
+        # The probe share has brought too little to tell; if it brings nothing at all, recovery is tried some time.
+        sick = now - memory.error_at < tuning.lostSeconds
+    if sick:
+        needed = max(needed, memory.share if signals.tries < tuning.minProbes else 100 * ratio**2)
+        reasons.add(Reason.ERRORS)
+
+    points = min(100 - tuning.probePoints, round(needed / tuning.stepPoints) * tuning.stepPoints)
     return points, reasons, dataclasses.replace(memory, loaded=loaded, late=late, sick=sick)
 
 
 def _move(tuning: Tuning, memory: Memory, needed: int, failed: bool, now: float) -> tuple[int, Memory]:
     """From the share that is to the one that is needed: up at once, down slowly."""
-    share = memory.share
+    share, relapses = memory.share, memory.relapses
     if needed > share:
-        relapses = memory.relapses + (failed and memory.lowered_at > memory.raised_at and share > 0)
-        if not share and now - memory.lowered_at > tuning.holdSeconds * tuning.forgetHolds:
+        if not share and now - memory.lowered_at > tuning.forgetSeconds:
             relapses = 0
-        changed = dataclasses.replace(memory, share=needed, raised_at=now, needed_at=now, relapses=relapses)
-        return needed, changed
+        elif failed and memory.lowered_at > memory.raised_at:
+            relapses = min(tuning.maxDoublings, relapses + 1)
+        memory = dataclasses.replace(memory, share=needed, raised_at=now, needed_at=now, relapses=relapses)
+        return needed, memory
     if needed == share:
         return share, dataclasses.replace(memory, needed_at=now)
-    hold = tuning.holdSeconds * 2 ** min(memory.relapses, tuning.maxDoublings)
-    if now - memory.needed_at >= hold and now - memory.lowered_at >= tuning.lowerSeconds:
+    if now - memory.needed_at >= tuning.holdSeconds * 2**relapses and now - memory.lowered_at >= tuning.lowerSeconds:
         share = max(needed, share - tuning.lowerPoints)
         memory = dataclasses.replace(memory, share=share, lowered_at=now)
     return share, memory

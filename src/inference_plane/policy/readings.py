@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,15 +15,14 @@ ROUTER_FILTER = (
     r"(membership_healthy|upstream_rq_active|upstream_rq_completed|(retry\.)?upstream_rq_[0-9]{3})$"
 )
 
-#: The samples of an engine that are parsed. vLLM shows some 600 lines, of which these are a few dozen.
+#: The samples of an engine that are parsed: vLLM shows some 600 lines, of which these are a few dozen. Lines of help have
+#: no brace; the patterns begin with letters, not with ^, because those are found six times as fast.
 _ENGINE_LINES = re.compile(
-    rb"^vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|e2e_request_latency_seconds_(?:sum|count)|time_to_first_token_seconds_bucket)[{ ].*$",
-    re.MULTILINE,
+    rb"vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
+    rb"|e2e_request_latency_seconds_(?:sum|count)|request_queue_time_seconds_sum|time_to_first_token_seconds_bucket)\{.*"
 )
 _ROUTER_LINES = re.compile(
-    rb"^envoy_cluster_(?:membership_healthy|upstream_rq_active|upstream_rq_completed|(?:retry_)?upstream_rq)\{.*$",
-    re.MULTILINE,
+    rb"envoy_cluster_(?:membership_healthy|upstream_rq_active|upstream_rq_completed|(?:retry_)?upstream_rq)\{.*"
 )
 
 
@@ -37,8 +37,9 @@ class EngineReading:
     running: float = 0.0
     waiting: float = 0.0
     kv_cache: float = 0.0
-    # Counters: seconds and number of requests that ended, first tokens by upper bound in seconds (cumulative).
+    # Counters: seconds that ended requests took, those of it in the queue, and their number; first tokens by upper bound in seconds (cumulative).
     seconds: float = 0.0
+    queue_seconds: float = 0.0
     requests: float = 0.0
     first_tokens: Mapping[float, float] = field(default_factory=dict)
 
@@ -89,6 +90,7 @@ def parse_engine(text: bytes) -> EngineReading:
         waiting=sum(values["vllm:num_requests_waiting"]),
         kv_cache=sum(caches) / len(caches),
         seconds=sum(values.get("vllm:e2e_request_latency_seconds_sum", ())),
+        queue_seconds=sum(values.get("vllm:request_queue_time_seconds_sum", ())),
         requests=sum(values.get("vllm:e2e_request_latency_seconds_count", ())),
         first_tokens=buckets,
     )
@@ -118,17 +120,27 @@ def parse_router(text: bytes) -> dict[str, ClusterReading]:
 
 def _samples(lines: re.Pattern[bytes], text: bytes) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """The samples of the wanted lines alone: parsing all 600 of an engine would cost some 10 ms of CPU."""
-    wanted = b"\n".join(lines.findall(text)) + b"\n"
     try:
-        for family in text_string_to_metric_families(wanted.decode()):
-            for sample in family.samples:
-                if not sample.value >= 0:
-                    raise GarbageError(f"{sample.name} is {sample.value}")
-                yield sample.name, sample.labels, sample.value
+        for line in lines.findall(text):
+            series, _, number = line.decode().rpartition(" ")
+            value = float(number)
+            if not value >= 0:
+                raise GarbageError(f"{series} is {value}")
+            yield *_series(series), value
     except GarbageError:
         raise
     except (ValueError, KeyError, IndexError) as error:
         raise GarbageError(f"it is no Prometheus exposition: {error!r}") from error
+
+
+@functools.lru_cache(maxsize=65536)
+def _series(text: str) -> tuple[str, Mapping[str, str]]:
+    """Name and labels of a series. They are the same at each tick, and reading them is what costs. Raises ValueError."""
+    (family,) = text_string_to_metric_families(f"{text} 0\n")
+    (sample,) = family.samples
+    if sample.timestamp is not None:
+        raise ValueError(f"a timestamp in {text!r}")
+    return sample.name, sample.labels
 
 
 def quantile(share: float, buckets: Mapping[float, float]) -> float:
@@ -154,6 +166,3 @@ def increase(now: float, before: float) -> float:
     """What a counter rose by; one that fell began anew at 0."""
     return now - before if now >= before else now
 
-
-def total(values: Iterable[float]) -> float:
-    return float(sum(values))

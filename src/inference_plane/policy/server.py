@@ -12,6 +12,8 @@ from aiohttp import web
 RUNTIME = "type.googleapis.com/envoy.service.runtime.v3.Runtime"
 #: The name of the rtds_layer in Envoy's bootstrap, which it asks for.
 RESOURCE = "policy"
+#: Envoy 1.40 tells of all its extensions in each request, which is 77 KB.
+_REQUEST_BYTES = 1024 * 1024
 
 
 class Answers(Protocol):
@@ -78,7 +80,7 @@ def application(answers: Answers) -> web.Application:
 
         return answer
 
-    app = web.Application(client_max_size=64 * 1024)
+    app = web.Application(client_max_size=_REQUEST_BYTES)
     app.add_routes(
         [
             web.post("/v3/discovery:runtime", runtime),

@@ -177,9 +177,11 @@ class Service:
         self._leading = leading
 
     async def _lead(self) -> None:
-        namespaces = sorted({model.namespace for model in self.config.models.values()})
-        self._start("endpoints", lambda: self._read_endpoints(namespaces))
-        self._start("pods", lambda: self._read_pods(namespaces))
+        for namespace in sorted({model.namespace for model in self.config.models.values()}):
+            self._start(f"endpoints of {namespace}", self._reader_of_endpoints(namespace))
+            self._start(f"pods of {namespace}", self._reader_of_pods(namespace))
+        routers = self.config.routers
+        self._start(f"endpoints of {routers.namespace}/{routers.service}", self._read_routers)
         for model, address, port in self.book.engines():
             self._start(f"engine {_host(address)}:{port} of {model}", self._reader_of_engine(model, address, port))
         for address in self.book.routers():
@@ -189,8 +191,8 @@ class Service:
         self.book.fade(now)
         ages = self.book.ages(now)
         unread = not all(math.isfinite(age) for age in ages.values())
-        if unread and not self.views and now - self._led_since < self.config.tuning.staleSeconds:
-            return  # Routers that have a share already must not hear "0" before anything was read.
+        if unread and now - self._led_since < self.config.tuning.staleSeconds:
+            return  # Before anything was read, routers keep what they have, and a copy stands.
         self._decide({name: self.book.signals(name, now) for name in self.config.models}, now)
         self.decided_at = now
 
@@ -276,18 +278,24 @@ class Service:
     async def _step(self) -> None:
         await self.elector.step(self._clock())
 
-    async def _read_endpoints(self, namespaces: list[str]) -> None:
+    async def _read_routers(self) -> None:
         routers = self.config.routers
-        found = await asyncio.gather(
-            self._kubernetes.ready(routers.namespace, routers.service), *map(self._kubernetes.ready, namespaces)
-        )
-        engines = {fleet: addresses for answer in found[1:] for fleet, addresses in answer.items()}
-        self.book.put_endpoints(engines, found[0].get((routers.namespace, routers.service), ()), self._clock())
+        found = await self._kubernetes.ready(routers.namespace, routers.service)
+        self.book.put_routers(found.get((routers.namespace, routers.service), ()), self._clock())
         self._forget()
 
-    async def _read_pods(self, namespaces: list[str]) -> None:
-        found = await asyncio.gather(*map(self._kubernetes.waiting_pods, namespaces))
-        self.book.put_pods({fleet: pods for answer in found for fleet, pods in answer.items()}, self._clock())
+    def _reader_of_endpoints(self, namespace: str) -> Callable[[], Coroutine[Any, Any, None]]:
+        async def work() -> None:
+            self.book.put_endpoints(namespace, await self._kubernetes.ready(namespace), self._clock())
+            self._forget()
+
+        return work
+
+    def _reader_of_pods(self, namespace: str) -> Callable[[], Coroutine[Any, Any, None]]:
+        async def work() -> None:
+            self.book.put_pods(namespace, await self._kubernetes.waiting_pods(namespace), self._clock())
+
+        return work
 
     def _reader_of_engine(self, model: str, address: str, port: int) -> Callable[[], Coroutine[Any, Any, None]]:
         async def work() -> None:
