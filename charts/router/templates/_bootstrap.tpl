@@ -222,11 +222,12 @@ One line for each request, whatever became of it; never a prompt or a completion
 request headers, so what must not be missing comes from metadata, from the cluster that served or from the reply.
 */}}
 {{- define "router.auditLine" -}}
+type: end
 time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
 request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
-path: "%REQ(:path):128%"
+path: "%PATH(NQ):128%"
 team: "%DYNAMIC_METADATA(inference-plane:team)%"
 cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
 subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
@@ -249,6 +250,7 @@ completion_tokens: "%DYNAMIC_METADATA(usage:completion_tokens)%"
 cached_tokens: "%DYNAMIC_METADATA(usage:cached_tokens)%"
 request_bytes: "%BYTES_RECEIVED%"
 response_bytes: "%BYTES_SENT%"
+connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
 first_byte_ms: "%RESPONSE_DURATION%"
 duration_ms: "%DURATION%"
 {{- end -}}
@@ -260,6 +262,11 @@ mappers:
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override:
       {{- include "router.errorBody" (list "invalid_request_error"
+          "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 503 "x-plane-refused") }}
+    headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "server_error"
           "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
     body_format_override:

@@ -69,7 +69,7 @@ class Bed(contextlib.ExitStack):
         self.processes = stack.enter_context(Processes())
         self.bedrock = Bedrock(models=fallback_models(self.values), region=self.values["global"]["aws"]["region"])
         bedrock = stack.enter_context(ServerThread(self.bedrock))
-        credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
+        self.credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
         for fleet, model, count in _fleets(self.values["global"]["models"]):
             self.engines[fleet] = [
@@ -77,9 +77,21 @@ class Bed(contextlib.ExitStack):
             ]
             self.scale(fleet, count)
         self.render = self.rendered(self.values)
-        self.router = Router(self.processes, self.render, self.folder, credentials.env)
+        self.router = Router(self.processes, self.render, self.folder, self.credentials.env)
         self.url = self.router.url
         self.wait_for_engines()
+
+    def replace_router(self) -> Router:
+        """Ends the router, unless it has ended, and starts another on the same files and ports. Returns the old one.
+
+        The new one's log is another file, beside the old one's. Raises as `Router` and `wait_for_engines`.
+        """
+        old = self.router
+        self.processes.stop(old.process)
+        folder = self.folder / f"router-after-{old.process.pid}"
+        self.router = Router(self.processes, self.render, folder, self.credentials.env)
+        self.wait_for_engines()
+        return old
 
     def reset(self) -> None:
         """Every engine and Amazon Bedrock behave well and have forgotten their requests; all pods are listed, healthy.

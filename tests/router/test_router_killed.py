@@ -1,0 +1,86 @@
+"""Envoy killed under load: no prompt that reached an engine or Amazon Bedrock is without a line that was written first."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from router_harness import QUICK, REGION_TARGET, Client, Traffic, catalogue, chat_body, model, openai_error, wait_until
+
+from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.router import Router
+
+ROUNDS = 6
+BED = {
+    "values": catalogue(
+        {
+            "summary": model("summary", "region", REGION_TARGET, replicas=2, firstTokenBudget="300ms", api=["chat"]),
+            "intake": model("intake", "cluster", api=["chat"]),
+            "gone": model("gone", "region", REGION_TARGET, api=["chat"]),
+        },
+        **QUICK,
+    )
+}
+BODIES = [
+    chat_body("intake"),
+    chat_body("intake", stream=True, max_tokens=40, x_test={"token_delay": 0.005}),
+    chat_body("summary", "[[x_test {\"first_token_delay\": 1}]]", stream=True),
+    chat_body("summary", "word " * 20_000),
+    chat_body("gone", stream=True),
+    chat_body("gone"),
+]
+
+
+def lines(path: Path, kind: str) -> Counter[str]:
+    """How many lines of a type each request has. The kill may cut the last line of `end` in two, and only that."""
+    *whole, last = (line for line in path.read_bytes().splitlines(keepends=True) if line.startswith(b"{"))
+    records = [json.loads(line) for line in (*whole, *([last] if last.endswith(b"\n") else []))]
+    return Counter(record["request_id"] for record in records if record["type"] == kind)
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
+    bed: Bed, client: Client, number: int, record_property: pytest.RecordProperty
+) -> None:
+    bed.scale("gone", 0)
+    bed.wait_for_engines({"gone": 0})
+    with Traffic(client, BODIES, clients=36, pause=0):
+        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311
+        bed.router.process.kill()
+    engines = [engine for fleet in bed.engines.values() for engine in fleet]
+    wait_until(lambda: all(r.finished for e in engines for r in e.requests), "the engines are idle")
+    at_engines = {request.headers["x-request-id"] for engine in engines for request in engine.requests}
+    at_bedrock = {call.headers["x-request-id"] for call in bed.bedrock.calls}
+    starts, leaves = (lines(bed.router.log_path, kind) for kind in ("start", "bedrock"))
+    ends = lines(bed.router.audit_path, "end")
+    bed.scale("gone", 1)
+    bed.replace_router()
+
+    assert len(at_engines) > 50 and len(at_bedrock) > 10, "there was no load"
+    assert at_engines | at_bedrock <= set(starts)
+    assert at_bedrock <= set(leaves) <= set(starts)
+    assert set(ends) <= set(starts), "an end without a start"
+    assert set(starts.values()) == set(ends.values()) == {1}
+    lost = set(starts) - set(ends)
+    assert lost, "no request was under way"
+    record_property("started, ended, lost, at an engine, at Bedrock", (len(starts), len(ends), len(lost), len(at_engines), len(at_bedrock)))
+    print(f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost, {len(at_engines)} engines, {len(at_bedrock)} bedrock, {len(leaves)} bedrock lines")
+
+
+def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed, client: Client) -> None:
+    """/dev/full stands for a log that takes no more: the client hears why, and no engine sees the prompt."""
+    bed.processes.stop(bed.router.process)
+    router = Router(bed.processes, bed.render, bed.folder / "full", bed.credentials.env, Path("/dev/full"))
+    try:
+        router.wait_for_engines({name: len(engines) for name, engines in bed.engines.items()})
+        reply = client.chat("intake")
+        assert reply.status == 503 and reply.headers["retry-after"]
+        assert openai_error(reply)["message"] == "The request was refused: the router cannot write its audit log."
+        assert not any(engine.requests for fleet in bed.engines.values() for engine in fleet)
+    finally:
+        bed.processes.stop(router.process)
+        bed.replace_router()
