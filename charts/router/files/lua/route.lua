@@ -68,9 +68,11 @@ end
 
 -- Whether the start line is written: who asks for what, and how far the prompt may travel by the caller's own words.
 local function write_start(h, id, caller, model, residency)
-  return write_line(h, "start", id, string.format(
-    '"team":%s,"cost_center":%s,"subject":%s,"requested_model":%s,"requested_residency":%s',
-    quoted(caller.team), quoted(caller.cost_center), quoted(caller.subject), quoted(model), quoted(residency)))
+  return write_line(
+    h, "start", id,
+    '"team":' .. quoted(caller.team) .. ',"cost_center":' .. quoted(caller.cost_center)
+    .. ',"subject":' .. quoted(caller.subject) .. ',"requested_model":' .. quoted(model)
+    .. ',"requested_residency":' .. quoted(residency))
 end
 
 function envoy_on_request(h)
