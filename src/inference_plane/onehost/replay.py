@@ -53,7 +53,10 @@ class ReplayEngine:
             knobs=knobs,
             record=True,
         )
-        self._servers = [ServerThread(load_middleware(middleware, self.surface), host, port)]
+        #: What the middleware writes to an engine's stdout: one JSON line a request.
+        self.lines: list[str] = []
+        options = {} if middleware is None else {"report": self.lines.append}
+        self._servers = [ServerThread(load_middleware(middleware, self.surface, **options), host, port)]
         if metrics_port is not None:
             self._servers.append(ServerThread(self.surface.metrics_only, host, metrics_port))
 
