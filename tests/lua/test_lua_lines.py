@@ -31,6 +31,7 @@ def test_a_start_line_says_who_asks_for_what() -> None:
         "subject": "sub-1",
         "requested_model": "summary",
         "requested_residency": "region",
+        "request_bytes": len(BODY),
     }
 
 
@@ -80,7 +81,8 @@ def test_what_has_no_prompt_that_could_go_on_has_no_start_line(headers: dict[str
 
 def test_the_leg_to_bedrock_has_a_line_before_the_prompt_leaves() -> None:
     headers = {**HEADERS, **TARGET, "x-envoy-attempt-count": "3"}
-    assert line(BEDROCK("envoy_on_request", headers, BODY)) == {
+    sent = BEDROCK("envoy_on_request", headers, BODY)
+    assert line(sent) == {
         "type": "bedrock",
         "time": "2026-11-27T13:00:00.123Z",
         "request_id": "r1",
@@ -88,6 +90,7 @@ def test_the_leg_to_bedrock_has_a_line_before_the_prompt_leaves() -> None:
         "model_version": "openai.gpt-oss-120b-1:0",
         "backend": "bedrock",
         "attempt": 3,
+        "request_bytes": len(sent.body),
     }
 
 

@@ -93,14 +93,19 @@ def tokens(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[f"{kind}_tokens"] for kind in ("prompt", "completion", "cached", "prefilled"))
 
 
-def test_a_line_has_what_the_router_can_join() -> None:
+def test_a_line_has_what_the_router_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANE_MODEL", "summary")
+    monkeypatch.setenv("PLANE_MODEL_VERSION", "v7")
+    monkeypatch.setenv("HOSTNAME", "summary-0")
     found = line(streaming([CHAT]))
     assert found.pop("time").endswith("Z") and found.pop("duration_ms") >= 0
     assert found == {
         "type": "engine",
         "request_id": "r1",
         "attempt": 2,
-        "pod": found["pod"],
+        "model": "summary",
+        "model_version": "v7",
+        "pod": "summary-0",
         "path": PATH,
         "status": 200,
         "outcome": "finished",

@@ -291,7 +291,7 @@ def test_the_middleware_wraps_the_surface(tmp_path: Path) -> None:
     file = tmp_path / "middleware.py"
     file.write_text("""
 class PlaneMiddleware:
-    def __init__(self, app, report):
+    def __init__(self, app, report, facts):
         self.app, self.report = app, report
     async def __call__(self, scope, receive, send):
         async def marked(message):

@@ -157,6 +157,7 @@ access_log:
       "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
       log_format:
         json_format: {{ include "router.auditLine" . | nindent 10 }}
+  {{- include "router.usageCounters" . | nindent 2 }}
 rds:
   route_config_name: plane
   config_source:
@@ -253,6 +254,42 @@ response_bytes: "%BYTES_SENT%"
 connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
 first_byte_ms: "%RESPONSE_DURATION%"
 duration_ms: "%DURATION%"
+{{- end -}}
+
+{{/*
+The end lines' numbers as counters, for Prometheus: requests by status, tokens by kind. No value of a tag is a client's:
+team and cost center are those of global.teams, model and backend the catalogue's, so there are as many series as there
+are teams, models and backends that meet. A logger of its own where a number may be missing, of which Envoy would
+complain.
+*/}}
+{{- define "router.usageCounters" -}}
+{{- range $kind := list "requests" "prompt" "completion" "cached" }}
+- name: envoy.access_loggers.stats
+  {{- if ne $kind "requests" }}
+  filter:
+    metadata_filter:
+      matcher: {filter: usage, path: [{key: {{ $kind }}_tokens}], value: {present_match: true}}
+      match_if_key_not_found: false
+  {{- end }}
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config
+    stats_scope: {prefix: usage}
+    counters:
+      - stat:
+          name: {{ eq $kind "requests" | ternary "requests" "tokens" }}
+          tags:
+            - {name: team, value_format: "%DYNAMIC_METADATA(inference-plane:team)%"}
+            - {name: cost_center, value_format: "%DYNAMIC_METADATA(inference-plane:cost_center)%"}
+            - {name: model, value_format: "%CLUSTER_METADATA(inference-plane:model)%"}
+            - {name: backend, value_format: "%CLUSTER_METADATA(inference-plane:backend)%"}
+            {{- if eq $kind "requests" }}
+            - {name: status, value_format: "%RESPONSE_CODE%"}
+        value_fixed: 1
+            {{- else }}
+            - {name: kind, value_format: {{ $kind }}}
+        value_format: "%DYNAMIC_METADATA(usage:{{ $kind }}_tokens)%"
+            {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}

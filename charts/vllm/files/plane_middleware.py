@@ -45,6 +45,9 @@ logger = logging.getLogger("plane_middleware")
 ABORT_GRACE = 10.0  # seconds
 MAX_HELD_BODY = 64 * 1024 * 1024  # bytes
 
+# What each line says of the engine, and the environment variable that has it: the chart's, and Kubernetes'.
+FACTS = {"model": "PLANE_MODEL", "model_version": "PLANE_MODEL_VERSION", "pod": "HOSTNAME"}
+
 _EVENT_END = re.compile(rb"\n\r?\n")
 _DATA_LINE = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
 _FIELD_LINE = re.compile(rb"^[^:\r\n]", re.MULTILINE)
@@ -401,14 +404,20 @@ class _Exchange:
     """One request's reply on its way out, and what its app is told about the client."""
 
     def __init__(
-        self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive, send: Send, max_held_body: int
+        self,
+        scope: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        max_held_body: int,
+        facts: Mapping[str, str | None],
     ) -> None:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: int | None = None
         self.missed, self.reached = False, True
         self.meter = Meter()
-        self._scope, self._headers = scope, headers
+        self._scope, self._headers, self._facts = scope, headers, facts
         self._states: list[Any] = []
         self._started = time.time()
         self._receive = receive
@@ -479,7 +488,7 @@ class _Exchange:
                 "time": f"{started:%Y-%m-%dT%H:%M:%S}.{started.microsecond // 1000:03}Z",
                 "request_id": self._text(b"x-request-id"),
                 "attempt": int(attempt) if (attempt := self._text(b"x-envoy-attempt-count") or "").isdigit() else None,
-                "pod": os.environ.get("HOSTNAME"),
+                **self._facts,
                 "path": self._scope["path"][:128],
                 "status": self.status,
                 "outcome": outcome,
@@ -586,7 +595,8 @@ class PlaneMiddleware:
     """The middleware; see the module's docstring for its contract.
 
     abort_grace is how long, in seconds, an app may run on after its budget was missed; a JSON reply of more than
-    max_held_body bytes passes without usage headers. `report` takes the line of each POST. An abort reaches a Starlette StreamingResponse at once only
+    max_held_body bytes passes without usage headers. `report` takes the line of each POST, `facts` replace what the pod's
+    environment says of it. An abort reaches a Starlette StreamingResponse at once only
     where the server states an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
     """
 
@@ -596,9 +606,11 @@ class PlaneMiddleware:
         abort_grace: float = ABORT_GRACE,
         max_held_body: int = MAX_HELD_BODY,
         report: Callable[[str], None] = write_line,
+        facts: Mapping[str, str] = {},
     ) -> None:
         self.app = app
         self.report = report
+        self.facts = {name: facts.get(name) or os.environ.get(variable) for name, variable in FACTS.items()}
         self.abort_grace = abort_grace
         self.max_held_body = max_held_body
 
@@ -606,7 +618,7 @@ class PlaneMiddleware:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        exchange = _Exchange(scope, headers, receive, send, self.max_held_body)
+        exchange = _Exchange(scope, headers, receive, send, self.max_held_body, self.facts)
         failed = True
         try:
             await self._serve(scope, headers, exchange)

@@ -71,9 +71,9 @@ class Bed(contextlib.ExitStack):
         bedrock = stack.enter_context(ServerThread(self.bedrock))
         self.credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
-        for fleet, model, count in _fleets(self.values["global"]["models"]):
+        for fleet, model, version, count in _fleets(self.values["global"]["models"]):
             self.engines[fleet] = [
-                stack.enter_context(self._engine(model, address)) for address in free_addresses(count, ENGINE_PORT)
+                stack.enter_context(self._engine(model, version, address)) for address in free_addresses(count, ENGINE_PORT)
             ]
             self.scale(fleet, count)
         self.render = self.rendered(self.values)
@@ -126,17 +126,30 @@ class Bed(contextlib.ExitStack):
         addresses = [engine.host for engine in self.engines[fleet][:replicas]]
         self.dns.set(f"{fleet}.{self.namespace}.svc.cluster.local", addresses)
 
-    def _engine(self, model: str, address: str) -> ReplayEngine | ServerThread:
+    def _engine(self, model: str, version: str, address: str) -> ReplayEngine | ServerThread:
         if model in self.apps:
-            return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT)
+            app = load_middleware(MIDDLEWARE, self.apps[model], report=lambda line: None)
+            return ServerThread(app, address, ENGINE_PORT)
         return ReplayEngine(
-            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
+            CAPTURES,
+            host=address,
+            port=ENGINE_PORT,
+            served_model_name=model,
+            middleware=MIDDLEWARE,
+            version=version,
+            **self.engine,
         )
 
 
-def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Name, model and engines of each fleet of a catalogue."""
+def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """Name, model, version and engines of each fleet of a catalogue."""
     for model, entry in models.items():
-        yield model, model, (entry.get("replicas") or {}).get("min", 1)
+        yield model, model, _version(entry), (entry.get("replicas") or {}).get("min", 1)
         if canary := entry.get("canary"):
-            yield f"{model}-canary", model, (canary.get("replicas") or {}).get("min", 1)
+            version = _version({**entry, **canary})
+            yield f"{model}-canary", model, version, (canary.get("replicas") or {}).get("min", 1)
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    """As the charts name the weights: the last part of their source's prefix."""
+    return entry["source"].rstrip("/").rsplit("/", 1)[-1]

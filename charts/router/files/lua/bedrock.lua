@@ -74,8 +74,8 @@ local function prepare(h)
   local length = body:setBytes(text)
   headers = h:headers()  -- Envoy: a header object does not outlive the wait for a body
   assert(write_line(h, "bedrock", headers:get("x-request-id"), string.format(
-    '"model":%s,"model_version":%s,"backend":"bedrock","attempt":%s',
-    quoted(headers:get("x-plane-model")), quoted(target), headers:get("x-envoy-attempt-count") or "null")),
+    '"model":%s,"model_version":%s,"backend":"bedrock","attempt":%s,"request_bytes":%d',
+    quoted(headers:get("x-plane-model")), quoted(target), headers:get("x-envoy-attempt-count") or "null", length)),
     "its audit line cannot be written")
   remove_headers(headers, function(name) return not KEPT_HEADERS[name] end)
   headers:replace(":path", PATH)

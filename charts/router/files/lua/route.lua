@@ -66,13 +66,14 @@ local function tighter(one, other)
   return RESIDENCIES[one] < RESIDENCIES[other] and one or other
 end
 
--- Whether the start line is written: who asks for what, and how far the prompt may travel by the caller's own words.
-local function write_start(h, id, caller, model, residency)
+-- Whether the start line is written: who asks for what with how many bytes, and how far the prompt may travel by the
+-- caller's own words.
+local function write_start(h, id, caller, model, residency, bytes)
   return write_line(
     h, "start", id,
     '"team":' .. quoted(caller.team) .. ',"cost_center":' .. quoted(caller.cost_center)
     .. ',"subject":' .. quoted(caller.subject) .. ',"requested_model":' .. quoted(model)
-    .. ',"requested_residency":' .. quoted(residency))
+    .. ',"requested_residency":' .. quoted(residency) .. ',"request_bytes":' .. bytes)
 end
 
 function envoy_on_request(h)
@@ -99,7 +100,7 @@ function envoy_on_request(h)
       reason = "compressed"
     else
       model, stream, reason = read_body(body:getBytes(0, body:length()), by_path)
-      if model and not write_start(h, id, caller or {}, model, residency) then
+      if model and not write_start(h, id, caller or {}, model, residency, body:length()) then
         h:headers():replace("x-plane-refused", "the router cannot write its audit log")
         return h:respond({[":status"] = "503"})
       end
