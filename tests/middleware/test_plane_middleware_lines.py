@@ -163,6 +163,20 @@ def test_a_stream_that_its_client_leaves_costs_what_its_chunks_said(parts: list[
     assert found["outcome"] == "aborted" and tokens(found) == counted and found["usage_source"] == "stream"
 
 
+def test_a_request_that_its_engine_never_read_cost_nothing() -> None:
+    async def run() -> list[str]:
+        leaves = asyncio.Event()
+        leaves.set()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            pass  # as a server whose client is gone before the whole body is there
+
+        return await _ask(app, {}, PATH, leaves, None, {})
+
+    found = json.loads(asyncio.run(run())[0])
+    assert found["outcome"] == "aborted" and tokens(found) == (0, 0, 0, 0)
+
+
 def test_of_a_reply_that_never_came_nothing_is_claimed() -> None:
     found = abandoned([])
     assert (found["outcome"], found["status"], found["usage_source"]) == ("aborted", None, None)
@@ -258,7 +272,12 @@ def test_refusals_cost_nothing() -> None:
 def test_errors_cost_what_was_sent_before_them() -> None:
     late = line(streaming([EVENTS[0] + EVENTS[1], b'data: {"error":{"message":"x","code":500}}\n\n']))
     assert (late["outcome"], late["status"], *tokens(late)) == ("error", 200, 16, 1, 0, 16)
-    draining = line(json_reply(captured("draining-500.json"), 500))
+
+    async def draining_app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await json_reply(captured("draining-500.json"), 500)(scope, receive, send)
+
+    draining = line(draining_app)
     assert (draining["outcome"], draining["status"], draining["usage_source"]) == ("error", 500, None)
 
     async def raising(scope: Any, receive: Any, send: Any) -> None:

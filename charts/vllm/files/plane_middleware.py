@@ -415,7 +415,7 @@ class _Exchange:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: int | None = None
-        self.missed, self.reached = False, True
+        self.missed = self._read = False
         self.meter = Meter()
         self._scope, self._headers, self._facts = scope, headers, facts
         self._states: list[Any] = []
@@ -433,6 +433,7 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await self._next_message()
+        self._read = self._read or message["type"] == "http.request" and not message.get("more_body", False)
         if message["type"] == "http.disconnect" and not self.meter.complete:
             self._note_states()
         return message
@@ -478,7 +479,9 @@ class _Exchange:
         """The request's line, once nothing more will come of it; `failed`: the app raised."""
         outcome = self._outcome(failed)
         counted = None if outcome == "finished" else engine_tokens(self._states)
-        told = Tokens() if outcome == "refused" or not self.reached else self.meter.tokens()
+        told = self.meter.tokens()
+        if told is None and (outcome == "refused" or not self._read):
+            told = Tokens()  # it never came to the engine
         tokens = counted or told
         source = "engine" if counted else None if told is None else "stream" if self.meter.streams else "reply"
         started = datetime.datetime.fromtimestamp(self._started, datetime.UTC)
@@ -641,7 +644,6 @@ class PlaneMiddleware:
             exchange.answered.set_result(None)  # nothing waits for a first token
             return await self.app(scope, exchange.receive, exchange.send)
         if budget <= 0:
-            exchange.reached = False
             message = "Earlier attempts used up the first-token budget."
             return await exchange.abort(refusal("first-token-budget", message))
         await self._within(budget, scope, exchange)

@@ -479,6 +479,7 @@ class _Answer:
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     complete: bool = False
+    cut: bool = False
 
     def __post_init__(self) -> None:
         external = f"{self.kind}-{self.request_id}"
@@ -518,6 +519,11 @@ class _Answer:
                     if (piece := await anext(generated, None)) is None:
                         del running[index]
                         continue
+                    if behaviour.fault == "cut" and self.body.get("stream") and piece.completion_tokens > 2:
+                        self.cut = True
+                        reset(self.scope)
+                        await asyncio.sleep(0)  # the server notices
+                        return
                     self.surface.count(self.received, self.sequences[index], piece, self.started)
                     yield index, piece
                     if piece.finish_reason:
@@ -538,6 +544,8 @@ class _Answer:
                 except GenerationError as error:
                     self.surface.counters.finished["error"] += 1
                     await send_event(send, error.body)
+        if self.cut:
+            return
         await send_event(send, "[DONE]")
         self.complete = True
         await send_end(send)
@@ -546,15 +554,12 @@ class _Answer:
         started = False
         async with contextlib.aclosing(self.pieces()) as pieces:
             async for index, piece in pieces:
-                if self.behaviour.fault == "cut" and piece.completion_tokens > 2:
-                    reset(self.scope)
-                    return
                 if not started and self.chat:
                     for each in range(len(self.sequences)):
                         await self._role(each, piece.prompt_tokens)
                 started = True
                 await send_event(self.send, self._chunk(index, piece))
-        if started:
+        if started and not self.cut:
             last = {"choices": [], "usage": self.usage, "system_fingerprint": FINGERPRINT}
             await send_event(self.send, {**self._head("chat.completion.chunk"), **last})
 
