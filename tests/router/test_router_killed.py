@@ -12,7 +12,6 @@ import pytest
 from router_harness import QUICK, REGION_TARGET, Client, Traffic, catalogue, chat_body, model, openai_error, wait_until
 
 from inference_plane.onehost.bed import Bed
-from inference_plane.onehost.router import Router
 
 ROUNDS = 6
 BED = {
@@ -71,10 +70,10 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
     print(f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost, {len(at_engines)} engines, {len(at_bedrock)} bedrock, {len(leaves)} bedrock lines")
 
 
-def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed, client: Client) -> None:
+def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed) -> None:
     """/dev/full stands for a log that takes no more: the client hears why, and no engine sees the prompt."""
-    bed.processes.stop(bed.router.process)
-    router = Router(bed.processes, bed.render, bed.folder / "full", bed.credentials.env, Path("/dev/full"))
+    router = bed.another_router(bed.folder / "full", Path("/dev/full"))
+    client = Client(router.url)
     try:
         router.wait_for_engines({name: len(engines) for name, engines in bed.engines.items()})
         reply = client.chat("intake")
@@ -82,5 +81,5 @@ def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed, client: Client) -> N
         assert openai_error(reply)["message"] == "The request was refused: the router cannot write its audit log."
         assert not any(engine.requests for fleet in bed.engines.values() for engine in fleet)
     finally:
+        client.close()
         bed.processes.stop(router.process)
-        bed.replace_router()
