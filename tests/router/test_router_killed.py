@@ -43,14 +43,15 @@ def lines(path: Path, kind: str) -> Counter[str]:
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
-    bed: Bed, client: Client, number: int, record_property: pytest.RecordProperty
+    bed: Bed, client: Client, number: int
 ) -> None:
     bed.scale("gone", 0)
     bed.wait_for_engines({"gone": 0})
-    with Traffic(client, BODIES, clients=36, pause=0):
-        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311
-        bed.router.process.kill()
     engines = [engine for fleet in bed.engines.values() for engine in fleet]
+    with Traffic(client, BODIES, clients=36, pause=0):
+        wait_until(lambda: sum(len(e.requests) for e in engines) > 60 and len(bed.bedrock.calls) > 20, "there is load")
+        time.sleep(random.uniform(0, 0.6))  # noqa: S311
+        bed.router.process.kill()
     wait_until(lambda: all(r.finished for e in engines for r in e.requests), "the engines are idle")
     at_engines = {request.headers["x-request-id"] for engine in engines for request in engine.requests}
     at_bedrock = {call.headers["x-request-id"] for call in bed.bedrock.calls}
@@ -59,15 +60,16 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
     bed.scale("gone", 1)
     bed.replace_router()
 
-    assert len(at_engines) > 50 and len(at_bedrock) > 10, "there was no load"
     assert at_engines | at_bedrock <= set(starts)
     assert at_bedrock <= set(leaves) <= set(starts)
     assert set(ends) <= set(starts), "an end without a start"
     assert set(starts.values()) == set(ends.values()) == {1}
     lost = set(starts) - set(ends)
     assert lost, "no request was under way"
-    record_property("started, ended, lost, at an engine, at Bedrock", (len(starts), len(ends), len(lost), len(at_engines), len(at_bedrock)))
-    print(f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost, {len(at_engines)} engines, {len(at_bedrock)} bedrock, {len(leaves)} bedrock lines")
+    print(
+        f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost; "
+        f"{len(at_engines)} at an engine, {len(at_bedrock)} at Amazon Bedrock, none without a line"
+    )
 
 
 def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed) -> None:
