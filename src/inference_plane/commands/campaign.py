@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ def add_accounting(parser: argparse.ArgumentParser) -> None:
 
 
 def run_accounting(arguments: argparse.Namespace) -> int:
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # an engine that cuts a stream writes to it once more
     with rich.console.Console(stderr=True).status("starting") as status:
         found = accounting.run(arguments.requests, arguments.seed, status.update)
     console = rich.console.Console()
