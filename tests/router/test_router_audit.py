@@ -11,6 +11,7 @@ import pytest
 from router_harness import CHAT, REGION_TARGET, Audit, Client, Reply, chat_body, marker, wait_until
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.replay import ReplayEngine
 
 FIELDS = {
     "type",
@@ -191,13 +192,21 @@ def test_no_line_has_a_word_of_prompt_or_completion(bed: Bed, client: Client, au
     replies.append(client.ask(CHAT, f'{{"model":"{prompt}","messages":["{prompt}"'.encode()))
     for model in ("summary", "nobody"):  # the routes of a model take some headers away, a refusal none
         replies.append(client.chat(model, "x", {"cookie": prompt, "authorization": prompt, "x-other": prompt}))
+    for path in (f"{CHAT}?q={prompt}", f"/summary{CHAT}?{prompt}", f"/v1/models?{prompt}", f"/nowhere?{prompt}"):
+        replies.append(client.ask(path, chat_body("summary", prompt)))
     _empty(bed, "summary")
+    for body in ({}, {"stream": True}):
+        replies.append(client.chat("summary", prompt, **body))
+    bed.bedrock.behaviour.update({"fault": "throttled"})
     replies.append(client.chat("summary", prompt))
     for reply in replies:
         audit.of(reply)
-    text = bed.router.logged()
+    engines = [engine for fleet in bed.engines.values() for engine in fleet if isinstance(engine, ReplayEngine)]
+    seen = [line for engine in engines for line in engine.lines]
+    assert len(seen) > 5 and any(prompt in reply.body.decode() or "4567 ,." in reply.body.decode() for reply in replies)
+    text = bed.router.logged() + "".join(seen)
     assert prompt not in text
-    assert "documents a denied claim" not in text and '"content"' not in text
+    assert "documents a denied claim" not in text and "4567 ,." not in text and '"content"' not in text
 
 
 def test_simultaneous_requests_each_have_their_own_line(bed: Bed, client: Client, audit: Audit) -> None:
