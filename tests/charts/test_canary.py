@@ -43,7 +43,9 @@ def test_a_canary_differs_in_its_weights_and_answers_to_the_same_names():
     differs = [(mine, its) for mine, its in zip(stable["args"], other["args"], strict=True) if mine != its]
     assert [pair for pair in differs if "--model-loader" not in pair[0]] == [("s3://models/m/v1/", "s3://models/m/v2/")]
     assert other["args"][2:5] == ["--served-model-name", "m", "org/m"]
-    assert (stable["resources"], env(stable)) == (other["resources"], env(other))
+    assert stable["resources"] == other["resources"]
+    versions = [env(container).pop("PLANE_MODEL_VERSION") for container in (stable, other)]
+    assert versions == ["v1", "v2"] and env(stable) | {"PLANE_MODEL_VERSION": "v2"} == env(other)
     assert stable["startupProbe"]["failureThreshold"] > other["startupProbe"]["failureThreshold"]
 
 

@@ -14,6 +14,14 @@ LUA = Path(__file__).resolve().parents[2] / "charts" / "router" / "files" / "lua
 # and as there a change while iterating is an error, body() ends the life of a header object, respond() ends the script.
 HANDLE = rb"""
 local RESPONDED = {}
+-- What the filters write to stderr, line by line; nothing can be written where `full` is set.
+local written = ""
+full = false
+io = {stderr = {write = function(_, line)
+  if full then return nil, "No space left on device" end
+  written = written .. line
+  return true
+end}}
 local Body, Headers, Handle = {}, {}, {}
 Body.__index, Headers.__index, Handle.__index = Body, Headers, Handle
 function Body:length() return #self.text end
@@ -50,6 +58,7 @@ end
 function Handle:streamInfo() return self end
 function Handle:dynamicMetadata() return {get = function(_, name) return self.metadata[name] end} end
 function Handle:clearRouteCache() self.cleared = true end
+function Handle:timestamp() return "1795784400123" end
 function Handle:logErr(text) self.logged = text end
 function Handle:respond(headers, body) self.reply, self.reply_body = headers, body; error(RESPONDED) end
 local plain_pairs, plain_pcall = pairs, pcall
@@ -59,10 +68,12 @@ function pairs(value)
   return plain_pairs(value)
 end
 function run(name, headers, body, caller)
+  written = ""
   local handle = setmetatable({map = headers, metadata = {["inference-plane"] = caller}}, Handle)
   handle.content = body and setmetatable({text = body}, Body) or nil
   local ok, problem = plain_pcall(_G[name], handle)
   if not ok and problem ~= RESPONDED then error(problem, 0) end
+  handle.written = written
   return handle
 end
 """
@@ -78,11 +89,12 @@ class Result:
     reply: dict[str, str] = field(default_factory=dict)
     reply_body: bytes = b""
     logged: str = ""
+    written: str = ""
 
 
 def source(name: str) -> bytes:
-    """The text that Envoy loads for the filter `name`: the shared scanner and the filter in one."""
-    return (LUA / "members.lua").read_bytes() + (LUA / f"{name}.lua").read_bytes()
+    """The text that Envoy loads for the filter `name`: the shared scanner, the lines and the filter in one."""
+    return b"".join((LUA / f"{part}.lua").read_bytes() for part in ("members", "lines", name))
 
 
 def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Result]:
@@ -110,6 +122,7 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
             reply=text(handle[b"reply"]),
             reply_body=handle[b"reply_body"] or b"",
             logged=(handle[b"logged"] or b"").decode(),
+            written=handle[b"written"].decode("latin-1"),
         )
 
     return call

@@ -326,13 +326,13 @@ class Audit:
         return self.find(lambda line: line["request_id"] == reply.request_id, reply.request_id)
 
     def grow(self) -> list[dict[str, Any]]:
-        """All lines so far."""
+        """All lines of requests' ends so far."""
         with open(self.bed.router.audit_path, "rb") as file:
             file.seek(self._read)
             text = file.read()
         complete = text.rfind(b"\n") + 1
         self._read += complete
-        self.lines += [json.loads(line) for line in text[:complete].splitlines() if line.startswith(b"{")]
+        self.lines += [json.loads(line) for line in text[:complete].splitlines()]
         return self.lines
 
 

@@ -113,7 +113,8 @@ enforce-eager, with which the guide calls it incompatible.
 
 {{/*
 The environment of an engine as JSON, name -> value: (dict "root" $ "model" $model). None of it can be changed by the
-entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe the command says so).
+entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe the command says so), which
+writes PLANE_* into its lines.
 */}}
 {{- define "plane.engineEnv" -}}
 {{- $model := .model -}}
@@ -132,7 +133,9 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (u
       "VLLM_CACHE_ROOT" "/cache/vllm"
       "VLLM_CONFIG_ROOT" "/cache/config/vllm"
       "TORCHINDUCTOR_CACHE_DIR" "/cache/inductor"
-      "TRITON_CACHE_DIR" "/cache/triton" -}}
+      "TRITON_CACHE_DIR" "/cache/triton"
+      "PLANE_MODEL" $model.name
+      "PLANE_MODEL_VERSION" $model.version -}}
 {{- if ne $model.engine "kserve" -}}
 {{- $_ := set $env "PYTHONPATH" "/opt/plane" -}}
 {{- end -}}

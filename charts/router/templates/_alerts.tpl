@@ -215,6 +215,7 @@ dashboards read. Everything would be some 270 series a cluster.
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`
       `^http\.no_capacity\.downstream_rq_completed$`
+      `^usage\.(requests|tokens)\.`
       `^overload\.envoy\.(overload_actions\.stop_accepting_requests\.active|resource_monitors\.fixed_heap\.pressure)$`
     | join "|" -}}
 {{- end -}}

@@ -183,6 +183,7 @@ access_log:
       "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
       log_format:
         json_format: {{ include "router.auditLine" . | nindent 10 }}
+  {{- include "router.usageCounters" . | nindent 2 }}
 rds:
   route_config_name: plane
   config_source:
@@ -248,11 +249,12 @@ One line for each request, whatever became of it; never a prompt or a completion
 request headers, so what must not be missing comes from metadata, from the cluster that served or from the reply.
 */}}
 {{- define "router.auditLine" -}}
+type: end
 time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
 request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
-path: "%REQ(:path):128%"
+path: "%PATH(NQ):128%"
 team: "%DYNAMIC_METADATA(inference-plane:team)%"
 cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
 subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
@@ -275,8 +277,45 @@ completion_tokens: "%DYNAMIC_METADATA(usage:completion_tokens)%"
 cached_tokens: "%DYNAMIC_METADATA(usage:cached_tokens)%"
 request_bytes: "%BYTES_RECEIVED%"
 response_bytes: "%BYTES_SENT%"
+connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
 first_byte_ms: "%RESPONSE_DURATION%"
 duration_ms: "%DURATION%"
+{{- end -}}
+
+{{/*
+The end lines' numbers as counters, for Prometheus: requests by status, tokens by kind. No value of a tag is a client's:
+team and cost center are those of global.teams, model and backend the catalogue's, so there are as many series as there
+are teams, models and backends that meet. A logger of its own where a number may be missing, of which Envoy would
+complain.
+*/}}
+{{- define "router.usageCounters" -}}
+{{- range $kind := list "requests" "prompt" "completion" "cached" }}
+- name: envoy.access_loggers.stats
+  {{- if ne $kind "requests" }}
+  filter:
+    metadata_filter:
+      matcher: {filter: usage, path: [{key: {{ $kind }}_tokens}], value: {present_match: true}}
+      match_if_key_not_found: false
+  {{- end }}
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config
+    stats_scope: {prefix: usage}
+    counters:
+      - stat:
+          name: {{ eq $kind "requests" | ternary "requests" "tokens" }}
+          tags:
+            - {name: team, value_format: "%DYNAMIC_METADATA(inference-plane:team)%"}
+            - {name: cost_center, value_format: "%DYNAMIC_METADATA(inference-plane:cost_center)%"}
+            - {name: model, value_format: "%CLUSTER_METADATA(inference-plane:model)%"}
+            - {name: backend, value_format: "%CLUSTER_METADATA(inference-plane:backend)%"}
+            {{- if eq $kind "requests" }}
+            - {name: status, value_format: "%RESPONSE_CODE%"}
+        value_fixed: 1
+            {{- else }}
+            - {name: kind, value_format: {{ $kind }}}
+        value_format: "%DYNAMIC_METADATA(usage:{{ $kind }}_tokens)%"
+            {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
@@ -286,6 +325,11 @@ mappers:
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override:
       {{- include "router.errorBody" (list "invalid_request_error"
+          "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 503 "x-plane-refused") }}
+    headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "server_error"
           "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
     body_format_override:

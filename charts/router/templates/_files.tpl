@@ -3,6 +3,7 @@
 bootstrap.json: {{ include "router.bootstrap" . | fromYaml | toJson | quote }}
 route.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
+  {{- .Files.Get "files/lua/lines.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/route.lua" | nindent 2 }}
 {{- if eq .Values.auth.mode "jwt" }}
 identity.lua: |
@@ -10,5 +11,6 @@ identity.lua: |
 {{- end }}
 bedrock.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
+  {{- .Files.Get "files/lua/lines.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/bedrock.lua" | nindent 2 }}
 {{- end -}}

@@ -22,13 +22,13 @@ NAMESPACE = "inference"
 
 @dataclass(frozen=True)
 class Subject:
-    """A running Envoy with one worker thread. `models` are the names to ask for, `log` grows with each request."""
+    """A running Envoy with one worker thread. `models` are the names to ask for, `logs` grow with each request."""
 
     name: str
     port: int
     models: tuple[str, ...]
     process: Process
-    log: Path
+    logs: tuple[Path, ...]
 
     def cpu_seconds(self) -> float:
         """CPU time of all its threads so far: the worker, DNS and health checks, and the writer of the audit log."""
@@ -103,7 +103,7 @@ def start_bare(processes: Processes, folder: Path, upstream: tuple[str, int], bo
         "bare-envoy",
         [_envoy(), "-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
         log_path=log, cwd=folder, ready=f"http://127.0.0.1:{admin}/ready")
-    return Subject("bare Envoy", port, ("model-000",), process, log)
+    return Subject("bare Envoy", port, ("model-000",), process, (log,))
 
 
 def start_router(
@@ -127,7 +127,7 @@ def start_router(
             bad = sorted(gauge for gauge in wanted if seen[gauge] != wanted[gauge])
             raise TimeoutError(f"{name}: no healthy engine after 30 s: {', '.join(bad[:5])} of {len(wanted)} fleets")
         time.sleep(0.1)
-    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, router.audit_path)
+    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, (router.audit_path, router.log_path))
 
 
 def _envoy() -> str:

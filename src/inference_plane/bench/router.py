@@ -107,7 +107,8 @@ def _load(subject: Subject, case: Case, seconds: float) -> Load:
             subject.port, requests, connections=case.connections, seconds=seconds, warm_up=WARM_UP,
             cpu_seconds=subject.cpu_seconds)
     finally:
-        os.truncate(subject.log, 0)  # gigabytes otherwise; the file's position stays, so it becomes sparse
+        for log in subject.logs:
+            os.truncate(log, 0)  # gigabytes otherwise; the file's position stays, so it becomes sparse
 
 
 def _named(subject: Subject, case: Case, act: Callable[[], Any]) -> Any:

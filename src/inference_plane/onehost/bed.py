@@ -72,15 +72,28 @@ class Bed(contextlib.ExitStack):
         self._bedrock_port = bedrock.port
         self._credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
-        for fleet, model, count in _fleets(self.values["global"]["models"]):
+        for fleet, model, version, count in _fleets(self.values["global"]["models"]):
             self.engines[fleet] = [
-                stack.enter_context(self._engine(model, address)) for address in free_addresses(count, ENGINE_PORT)
+                stack.enter_context(self._engine(model, version, address))
+                for address in free_addresses(count, ENGINE_PORT)
             ]
             self.scale(fleet, count)
         self.render = self.rendered(self.values)
         self.router = Router(self.processes, self.render, self.folder, self._credentials.env)
         self.url = self.router.url
         self.wait_for_engines()
+
+    def replace_router(self) -> Router:
+        """Ends the router, unless it has ended, and starts another on the same files and ports. Returns the old one.
+
+        The new one's log is another file, beside the old one's. Raises as `Router` and `wait_for_engines`.
+        """
+        old = self.router
+        self.processes.stop(old.process)
+        folder = self.folder / f"router-after-{old.process.pid}"
+        self.router = Router(self.processes, self.render, folder, self._credentials.env)
+        self.wait_for_engines()
+        return old
 
     def reset(self) -> None:
         """Every engine and Amazon Bedrock behave well and have forgotten their requests; all pods are listed, healthy.
@@ -102,10 +115,10 @@ class Bed(contextlib.ExitStack):
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
 
-    def another_router(self, folder: Path) -> Router:
-        """One more pod of the Deployment, on ports of its own, before the same engines."""
+    def another_router(self, folder: Path, log_path: Path | None = None) -> Router:
+        """One more pod of the Deployment, on ports of its own, before the same engines. `log_path`: as of `Router`."""
         local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
-        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env)
+        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env, log_path)
 
     def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
         """The router's chart with these values, on this bed."""
@@ -120,17 +133,30 @@ class Bed(contextlib.ExitStack):
         addresses = [engine.host for engine in self.engines[fleet][:replicas]]
         self.dns.set(f"{fleet}.{self.namespace}.svc.cluster.local", addresses)
 
-    def _engine(self, model: str, address: str) -> ReplayEngine | ServerThread:
+    def _engine(self, model: str, version: str, address: str) -> ReplayEngine | ServerThread:
         if model in self.apps:
-            return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT)
+            app = load_middleware(MIDDLEWARE, self.apps[model], report=lambda line: None)
+            return ServerThread(app, address, ENGINE_PORT)
         return ReplayEngine(
-            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
+            CAPTURES,
+            host=address,
+            port=ENGINE_PORT,
+            served_model_name=model,
+            middleware=MIDDLEWARE,
+            version=version,
+            **self.engine,
         )
 
 
-def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Name, model and engines of each fleet of a catalogue."""
+def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """Name, model, version and engines of each fleet of a catalogue."""
     for model, entry in models.items():
-        yield model, model, (entry.get("replicas") or {}).get("min", 1)
+        yield model, model, _version(entry), (entry.get("replicas") or {}).get("min", 1)
         if canary := entry.get("canary"):
-            yield f"{model}-canary", model, (canary.get("replicas") or {}).get("min", 1)
+            version = _version({**entry, **canary})
+            yield f"{model}-canary", model, version, (canary.get("replicas") or {}).get("min", 1)
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    """As the charts name the weights: the last part of their source's prefix."""
+    return entry["source"].rstrip("/").rsplit("/", 1)[-1]

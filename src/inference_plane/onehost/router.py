@@ -74,12 +74,20 @@ class Router:
     """Envoy as the chart's Deployment starts it.
 
     `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
-    variables that EKS Pod Identity injects.
+    variables that EKS Pod Identity injects. `log_path` is where its stderr goes, by default a file in `folder`.
     """
 
-    def __init__(self, processes: Processes, render: Render, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        environment: Mapping[str, str],
+        log_path: Path | None = None,
+    ) -> None:
         self.folder, self._processes = folder, processes
-        self.audit_path = folder / "audit.jsonl"
+        # Apart, as the container runtime keeps them: what is written to both at once would mix within lines.
+        self.audit_path, self.log_path = folder / "audit.jsonl", log_path or folder / "envoy.log"
         write_files(render, folder)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
         ports = {
@@ -93,7 +101,8 @@ class Router:
             "envoy",
             [shutil.which("envoy") or "envoy", *self._containers["envoy"]["args"]],
             env={"PATH": os.environ["PATH"], **environment},
-            log_path=self.audit_path,
+            log_path=self.log_path,
+            output_path=self.audit_path,
             cwd=folder,
             ready=f"{self.status_url}/ready",
         )
@@ -115,10 +124,15 @@ class Router:
         """Puts a changed render in place, as the kubelet does; Envoy reads routes and clusters again by itself."""
         write_files(render, self.folder)
 
-    def audit(self) -> list[dict[str, Any]]:
-        """The audit lines so far; Envoy writes them some milliseconds after a request's end."""
-        lines = self.audit_path.read_text(errors="replace").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+    def audit(self, kind: str = "end") -> list[dict[str, Any]]:
+        """The audit lines of a type so far; Envoy writes those of type `end` some milliseconds after a request's end."""
+        path = self.audit_path if kind == "end" else self.log_path
+        lines = path.read_text(errors="replace").splitlines()
+        return [line for line in (json.loads(line) for line in lines if line.startswith("{")) if line["type"] == kind]
+
+    def logged(self) -> str:
+        """All that this Envoy has written so far."""
+        return "".join(path.read_text(errors="replace") for path in (self.log_path, self.audit_path))
 
     def admin(self, path: str) -> str:
         """What Envoy's admin interface answers to a GET. Raises OSError where it is not there."""

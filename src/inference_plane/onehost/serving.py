@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
@@ -125,10 +126,11 @@ class ServerThread:
         self.stop()
 
 
-def load_middleware(path: str | Path | None, app: App) -> App:
+def load_middleware(path: str | Path | None, app: App, **options: Any) -> App:
     """`app` wrapped in the class `PlaneMiddleware` of the Python file at `path`, or `app` itself where that is None.
 
-    The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises ValueError where there
+    `options` are the class's own. As Starlette does, which vLLM's server is, each scope names the application, and its
+    state the engine. The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises ValueError where there
     is no such file or class.
     """
     if path is None:
@@ -141,7 +143,13 @@ def load_middleware(path: str | Path | None, app: App) -> App:
     spec.loader.exec_module(module)
     if not hasattr(module, "PlaneMiddleware"):
         raise ValueError(f"middleware {path}: it has no class PlaneMiddleware, which takes the application as `app`")
-    return module.PlaneMiddleware(app=app)
+    middleware = module.PlaneMiddleware(app=app, **options)
+    named = SimpleNamespace(state=SimpleNamespace(engine_client=app))
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await middleware({**scope, "app": named}, receive, send)
+
+    return served
 
 
 def control_app(get: Callable[[], Mapping[str, Any]], update: Callable[[Mapping[str, Any]], None]) -> App:

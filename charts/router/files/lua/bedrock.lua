@@ -3,6 +3,7 @@
 --   x-plane-target       the Bedrock model id
 --   x-plane-authority    the Bedrock host (header_mutation itself may not set :authority)
 --   x-plane-target-keys  further body keys that this target takes, comma-separated (optional)
+-- Before a prompt leaves, a line of type `bedrock` is written (lines.lua). Where that fails it does not leave: 500.
 -- Reply headers: x-plane-prompt-tokens, x-plane-completion-tokens, x-plane-cached-tokens (of non-streamed replies).
 --
 -- Body keys that leave: those that AWS documents for its OpenAI models (model-parameters-openai: messages,
@@ -72,6 +73,10 @@ local function prepare(h)
   if not text then return reason end
   local length = body:setBytes(text)
   headers = h:headers()  -- Envoy: a header object does not outlive the wait for a body
+  assert(write_line(h, "bedrock", headers:get("x-request-id"), string.format(
+    '"model":%s,"model_version":%s,"backend":"bedrock","attempt":%s,"request_bytes":%d',
+    quoted(headers:get("x-plane-model")), quoted(target), headers:get("x-envoy-attempt-count") or "null", length)),
+    "its audit line cannot be written")
   remove_headers(headers, function(name) return not KEPT_HEADERS[name] end)
   headers:replace(":path", PATH)
   headers:replace(":authority", authority)

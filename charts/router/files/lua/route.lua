@@ -3,6 +3,7 @@
 --   x-plane-stream   `usage`: a stream whose client asked for its usage; `plain`: any other stream
 --   x-plane-refused  one message of REFUSALS, for a 400
 --   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
+-- Before a prompt goes on, its start line is written (lines.lua). Where that fails it goes nowhere: 503.
 -- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
@@ -65,11 +66,22 @@ local function tighter(one, other)
   return RESIDENCIES[one] < RESIDENCIES[other] and one or other
 end
 
+-- Whether the start line is written: who asks for what with how many bytes, and how far the prompt may travel by the
+-- caller's own words.
+local function write_start(h, id, caller, model, residency, bytes)
+  return write_line(
+    h, "start", id,
+    '"team":' .. quoted(caller.team) .. ',"cost_center":' .. quoted(caller.cost_center)
+    .. ',"subject":' .. quoted(caller.subject) .. ',"requested_model":' .. quoted(model)
+    .. ',"requested_residency":' .. quoted(residency) .. ',"request_bytes":' .. bytes)
+end
+
 function envoy_on_request(h)
   local headers = h:headers()
   local caller = h:streamInfo():dynamicMetadata():get("inference-plane")  -- of identity.lua
   local residency = tighter(headers:get("x-residency"), caller and caller.token_residency)
   if residency then headers:replace("x-residency", residency) end
+  local id = headers:get("x-request-id")
   local path, method = headers:get(":path") or "", headers:get(":method")
   local by_path, rest = match(path, "^/([^/?]+)(/v1/.*)$")
   if by_path and is_label(by_path) then
@@ -88,6 +100,10 @@ function envoy_on_request(h)
       reason = "compressed"
     else
       model, stream, reason = read_body(body:getBytes(0, body:length()), by_path)
+      if model and not write_start(h, id, caller or {}, model, residency, body:length()) then
+        h:headers():replace("x-plane-refused", "the router cannot write its audit log")
+        return h:respond({[":status"] = "503"})
+      end
     end
   elseif method == "GET" and not by_path then
     local id = match(path, "^/v1/models/([^?]+)")
