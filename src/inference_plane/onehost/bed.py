@@ -102,10 +102,12 @@ class Bed(contextlib.ExitStack):
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
 
-    def another_router(self, folder: Path) -> Router:
-        """One more pod of the Deployment, on ports of its own, before the same engines."""
+    @contextlib.contextmanager
+    def another_router(self, folder: Path) -> Iterator[Router]:
+        """One more pod of the Deployment, on ports of its own, before the same engines; it may end before the bed."""
         local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
-        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env)
+        with Processes() as processes:
+            yield Router(processes, self.rendered(self.values, local), folder, self._credentials.env)
 
     def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
         """The router's chart with these values, on this bed."""
