@@ -433,3 +433,55 @@ def test_a_hundred_and_forty_five_models_with_access_fit_the_files():
     data = render({"global": {"teams": {team: {} for team in teams}, "models": models}})
     sizes = {file: len(text) for file, text in xds_files(data).items()}
     assert max(sizes.values()) < 900 * 1024 * 100 / 145, sizes  # so that 145 of them fit
+
+
+# --- affinity --------------------------------------------------------------------------------------------------------
+
+
+def affinity(kind, name="clinical-summary"):
+    return render({"global": {"models": {name: {"affinity": kind, "servedNames": ["summary"]}}}})
+
+
+def routed(rendered, name):
+    """The actions of the routes that lead to a model's engines, under each of its names."""
+    (config,) = xds(rendered, "routes.json")
+    names = config["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    lists = [names[served]["action"]["typed_config"]["routes"] for served in (name, "summary")]
+    return [route["route"] for routes in lists for route in routes if "route" in route]
+
+
+@pytest.mark.parametrize("kind", ["session", "prefix"])
+def test_a_model_with_affinity_is_hashed_in_each_of_its_fleets(kind):
+    canary = {"canary": {"source": "s3://payer-models/clinical-summary/v8/", "percent": 10}}
+    rendered = render({"global": {"models": {"clinical-summary": {"affinity": kind, "servedNames": ["summary"]} | canary}}})
+    clusters = {cluster["name"]: cluster for cluster in xds(rendered, "clusters.json")}
+    for fleet in ("clinical-summary", "clinical-summary-canary"):
+        cluster = clusters[f"fleet/{fleet}"]
+        assert cluster["lb_policy"] == "MAGLEV" and cluster["maglev_lb_config"] == {"table_size": 5003}
+        assert cluster["common_lb_config"]["consistent_hashing_lb_config"] == {"hash_balance_factor": 200}
+    policies = [action["hash_policy"] for action in routed(rendered, "clinical-summary")]
+    assert policies and policies == [[{"filter_state": {"key": "inference-plane.affinity"}}]] * len(policies)
+    (config,) = xds(rendered, "routes.json")
+    assert config["typed_per_filter_config"]["envoy.filters.http.lua"]["filter_context"] == {
+        "affinity/clinical-summary": kind, "affinity/summary": kind, "prefix_bytes": 2048,
+    }  # fmt: skip
+
+
+def test_affinity_of_one_model_changes_no_other():
+    before, after = render(), affinity("prefix")
+    for name in ("clusters.json", "routes.json"):
+        assert json.dumps(xds(before, name)) != json.dumps(xds(after, name))
+    others = lambda rendered: [  # noqa: E731
+        cluster for cluster in xds(rendered, "clusters.json") if cluster["name"] != "fleet/clinical-summary"
+    ]
+    assert others(before) == others(after)
+    assert "hash_policy" not in json.dumps(xds(before, "routes.json"))
+    assert bootstrap(before) == bootstrap(after), "a changed model restarts no router"
+
+
+def test_the_key_is_in_no_header_and_in_no_audit_line():
+    (network_filter,) = bootstrap(render())["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
+    manager = network_filter["typed_config"]
+    assert "affinity" not in json.dumps(manager["access_log"])
+    (setter,) = [f for f in manager["http_filters"] if "affinity" in json.dumps(f)]
+    assert setter["name"] == "envoy.filters.http.set_filter_state"

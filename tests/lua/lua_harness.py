@@ -56,7 +56,13 @@ function Handle:body()
 end
 -- Metadata of one filter, whose table is given whole.
 function Handle:streamInfo() return self end
-function Handle:dynamicMetadata() return {get = function(_, name) return self.metadata[name] end} end
+function Handle:dynamicMetadata()
+  return {
+    get = function(_, name) return self.metadata[name] end,
+    set = function(_, name, key, value) self.marked[key] = value end,
+  }
+end
+function Handle:filterContext() return {get = function(_, key) return self.context[key] end} end
 function Handle:clearRouteCache() self.cleared = true end
 function Handle:timestamp() return "1795784400123" end
 function Handle:logErr(text) self.logged = text end
@@ -67,9 +73,10 @@ function pairs(value)
   if meta and meta.__pairs then return meta.__pairs(value) end
   return plain_pairs(value)
 end
-function run(name, headers, body, caller)
+function run(name, headers, body, caller, context)
   written = ""
-  local handle = setmetatable({map = headers, metadata = {["inference-plane"] = caller}}, Handle)
+  local handle = setmetatable(
+    {map = headers, metadata = {["inference-plane"] = caller}, context = context or {}, marked = {}}, Handle)
   handle.content = body and setmetatable({text = body}, Body) or nil
   local ok, problem = plain_pcall(_G[name], handle)
   if not ok and problem ~= RESPONDED then error(problem, 0) end
@@ -90,11 +97,13 @@ class Result:
     reply_body: bytes = b""
     logged: str = ""
     written: str = ""
+    marked: dict[str, str] = field(default_factory=dict)  # metadata that it set
 
 
 def source(name: str) -> bytes:
-    """The text that Envoy loads for the filter `name`: the shared scanner, the lines and the filter in one."""
-    return b"".join((LUA / f"{part}.lua").read_bytes() for part in ("members", "lines", name))
+    """The text that Envoy loads for the filter `name`: the shared scanner, the lines, affinity, and the filter in one."""
+    files = ["members", "lines", *(["affinity"] if name == "route" else []), name]
+    return b"".join((LUA / f"{file}.lua").read_bytes() for file in files)
 
 
 def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Result]:
@@ -111,9 +120,20 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
         return runtime.table_from({k.encode(): v.encode("latin-1") for k, v in texts.items()})
 
     def call(
-        entry: str, headers: dict[str, str], body: bytes | None = None, caller: dict[str, str] | None = None
+        entry: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        caller: dict[str, str] | None = None,
+        context: dict[str, str | int] | None = None,
     ) -> Result:
-        handle = run(entry.encode(), table(headers), body, None if caller is None else table(caller))
+        known = {k.encode(): v if isinstance(v, int) else v.encode() for k, v in (context or {}).items()}
+        handle = run(
+            entry.encode(),
+            table(headers),
+            body,
+            None if caller is None else table(caller),
+            runtime.table_from(known),
+        )
         content = handle[b"content"]
         return Result(
             headers=text(handle[b"map"]),
@@ -123,6 +143,7 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
             reply_body=handle[b"reply_body"] or b"",
             logged=(handle[b"logged"] or b"").decode(),
             written=handle[b"written"].decode("latin-1"),
+            marked=text(handle[b"marked"]),
         )
 
     return call

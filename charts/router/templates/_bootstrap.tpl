@@ -195,6 +195,17 @@ http_filters:
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
       default_source_code: {filename: bootstrap/route.lua}
+  # What affinity.lua found, where the routes' hash policies read it.
+  - name: envoy.filters.http.set_filter_state
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
+      on_request_headers:
+        - object_key: inference-plane.affinity
+          factory_key: envoy.hashable_string
+          format_string:
+            text_format_source: {inline_string: "%DYNAMIC_METADATA(inference-plane:affinity)%"}
+            omit_empty_values: true
+          skip_if_empty: true
   - name: envoy.filters.http.header_to_metadata
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config

@@ -23,7 +23,14 @@ metadata:
     {{- $facts := dict "model" .model "backend" "fleet" "version" .model.version }}
     inference-plane: {{ include "router.clusterFacts" $facts }}
 connect_timeout: 1s
+{{- if eq .model.affinity "none" }}
 lb_policy: LEAST_REQUEST
+{{- else }}
+# Every router puts the same key on the same pod, and a pod that leaves moves little but its own keys. The table, of a
+# prime size, takes 40 KB: enough for 50 pods to differ by 1 %, where Envoy's default would take 0.5 MB a model.
+lb_policy: MAGLEV
+maglev_lb_config: {table_size: 5003}
+{{- end }}
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}
 # A pod that left the Service takes no more requests, though it still answers health checks while it drains.
 ignore_health_on_host_removal: true
@@ -35,6 +42,10 @@ common_lb_config:
   healthy_panic_threshold: {value: 0}
   # By default Envoy holds news of health back for up to a second.
   update_merge_window: 0s
+  {{- if ne .model.affinity "none" }}
+  # A pod that has more than its share of the running requests gives the rest to the next ones of the same key.
+  consistent_hashing_lb_config: {hash_balance_factor: {{ $values.affinity.maxLoadPercent }}}
+  {{- end }}
 load_assignment:
   cluster_name: fleet/{{ .model.fleet }}
   policy:

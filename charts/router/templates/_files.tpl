@@ -4,6 +4,7 @@ bootstrap.json: {{ include "router.bootstrap" . | fromYaml | toJson | quote }}
 route.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/lines.lua" | nindent 2 }}
+  {{- .Files.Get "files/lua/affinity.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/route.lua" | nindent 2 }}
 {{- if eq .Values.auth.mode "jwt" }}
 identity.lua: |

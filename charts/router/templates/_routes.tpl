@@ -56,11 +56,16 @@ resources:
         append_action: ADD_IF_ABSENT
       - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
         append_action: ADD_IF_ABSENT
-    {{- if eq .Values.auth.mode "jwt" }}
+    {{- $contexts := dict }}
+    {{- if eq .Values.auth.mode "jwt" }}{{ $_ := set $contexts "identity" (include "router.identityContext" .) }}{{ end }}
+    {{- with include "router.affinityContext" . }}{{ $_ := set $contexts "envoy.filters.http.lua" . }}{{ end }}
+    {{- with $contexts }}
     typed_per_filter_config:
-      identity:
+      {{- range $filter, $context := . }}
+      {{ $filter }}:
         "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
-        filter_context: {{ include "router.identityContext" . }}
+        filter_context: {{ $context }}
+      {{- end }}
     {{- end }}
     virtual_hosts:
       - name: plane
@@ -204,6 +209,7 @@ one, so that one wide value among them would be enough.
   {{- end }}
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    {{- include "router.hashPolicy" .model | nindent 4 }}
     timeout: {{ include "router.duration" .root.Values.requestTimeout }}
     {{- $retries := dict "retries" 2 "refresh" true "perTry" .root.Values.hangGuard }}
     retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}
@@ -213,6 +219,7 @@ one, so that one wide value among them would be enough.
     headers: [{name: ":method", string_match: {exact: POST}}]
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    {{- include "router.hashPolicy" .model | nindent 4 }}
     timeout: {{ include "router.duration" .root.Values.requestTimeout }}
     retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true) | nindent 6 }}
 {{- end }}
@@ -238,6 +245,7 @@ retry_policy: {{ include "router.retryPolicy" (dict "retries" 1 "refresh" true) 
 {{- else -}}
 cluster: fleet/{{ .model.name }}
 {{- end }}
+{{- include "router.hashPolicy" .model | nindent 0 }}
 timeout: {{ include "router.duration" .root.Values.requestTimeout }}
 {{- end -}}
 

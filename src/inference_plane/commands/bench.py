@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import growth, messages, report, router
+from inference_plane.bench import affinity, growth, messages, report, router
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -23,6 +23,7 @@ examples:
   scripts/bench router --seconds 0.5    a quick look
   scripts/bench router --costs          what each thing in it costs: a quarter of an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
+  scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
 
 Exits 2 when something answered anything but 200, did not start, or did not render. docs/bench.md says what the figures
 mean.
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     size.add_argument("environment", metavar="ENV", nargs="?", default="prod", help="a name under values/, or a file")
     size.add_argument("--rounds", type=_within(1, 50), default=3, help="renders of each catalogue (default 3)")
     size.set_defaults(measure=measure_growth)
-    for subject in (costs, size):
+    kept = subjects.add_parser("affinity", help="cached tokens and first tokens by a model's affinity")
+    kept.set_defaults(measure=measure_affinity)
+    for subject in (costs, size, kept):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
@@ -85,6 +88,15 @@ def measure_growth(arguments: argparse.Namespace, progress: Callable[[str], None
         f"{_environment.path(arguments.environment).name}: its entries in turn under names of their own, the whole "
         f"umbrella. Seconds are medians of {rounds}.")
     return [dataclasses.asdict(row) for row in found], growth.table(found, note)
+
+
+def measure_affinity(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    found, machine = affinity.measure(progress=progress), router.machine()
+    note = (
+        f"{affinity.CONVERSATIONS} conversations on a document each, {affinity.TURNS} questions; {affinity.ENGINES} "
+        f"engines of {affinity.SLOTS} slots, llama.cpp with SmolLM2-135M. {machine['cpus']} x {machine['cpu']}, load "
+        f"{machine['load_average']:.1f}.")
+    return [dataclasses.asdict(row) for row in found], affinity.table(found, note)
 
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:

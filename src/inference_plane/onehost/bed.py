@@ -115,10 +115,15 @@ class Bed(contextlib.ExitStack):
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
 
-    def another_router(self, folder: Path, log_path: Path | None = None) -> Router:
-        """One more pod of the Deployment, on ports of its own, before the same engines. `log_path`: as of `Router`."""
+    @contextlib.contextmanager
+    def another_router(self, folder: Path, log_path: Path | None = None) -> Iterator[Router]:
+        """One more pod of the Deployment, on ports of its own, before the same engines; it may end before the bed.
+
+        `log_path`: as of `Router`.
+        """
         local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
-        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env, log_path)
+        with Processes() as processes:
+            yield Router(processes, self.rendered(self.values, local), folder, self._credentials.env, log_path)
 
     def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
         """The router's chart with these values, on this bed."""

@@ -43,7 +43,7 @@ local function stream_kind(text, by_key)
   return usage and "usage" or "plain"
 end
 
--- Model and kind of stream of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model of the path form,
+-- Model, kind of stream, nil and the members of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model of the path form,
 -- whose bodies are scanned too: a search for "stream" first costs more than the scan that it could spare.
 local function read_body(text, by_path)
   local list, found = members(text, UNIQUE)
@@ -56,7 +56,7 @@ local function read_body(text, by_path)
   end
   local stream, reason = stream_kind(text, found)
   if stream == nil then return nil, nil, reason end
-  return model, stream
+  return model, stream, nil, found
 end
 
 -- The tighter of two residencies, either of which may be absent; nil where both are.
@@ -99,11 +99,13 @@ function envoy_on_request(h)
     elseif encoding and string.lower(encoding) ~= "identity" then
       reason = "compressed"
     else
-      model, stream, reason = read_body(body:getBytes(0, body:length()), by_path)
+      local text, found = body:getBytes(0, body:length()), nil
+      model, stream, reason, found = read_body(text, by_path)
       if model and not write_start(h, id, caller or {}, model, residency, body:length()) then
         h:headers():replace("x-plane-refused", "the router cannot write its audit log")
         return h:respond({[":status"] = "503"})
       end
+      if model then mark_affinity(h, model, text, found) end
     end
   elseif method == "GET" and not by_path then
     local id = match(path, "^/v1/models/([^?]+)")
