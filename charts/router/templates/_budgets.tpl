@@ -32,7 +32,7 @@ What identity.lua puts into metadata of one team's budgets, as JSON: (dict "root
 {{- $served := dict -}}
 {{- range $name, $entry := .team.models -}}
 {{- if ($entry | default dict).tokensPerMinute -}}
-{{- range (get $.models $name).servedNames }}{{ $_ := set $served . $name }}{{ end -}}
+{{- range (get $.models $name | default dict).servedNames }}{{ $_ := set $served . $name }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- if $served }}{{ $_ := set $budget "models" $served }}{{ end -}}
@@ -131,13 +131,19 @@ Without usage, as of a stream that was left, the estimate is the charge.
 %CEL('usage' in metadata.filter_metadata && {{ $rest }} > 0.0 ? int({{ $rest }}) : 0)%
 {{- end -}}
 
-{{/* What became of a request's budgets, for the audit line; null where it has none. */}}
+{{/*
+What became of a request's budgets, for the audit line; `none` where it has none, or was answered before they were asked.
+*/}}
 {{- define "router.budgetOutcome" -}}
-{{- $answer := "metadata.filter_metadata['envoy.filters.http.ratelimit']" -}}
-%CEL(metadata.filter_metadata['inference-plane'].budget_estimate < 0.0 ? '' :
-{{- print " !('envoy.filters.http.ratelimit' in metadata.filter_metadata) ? 'unavailable' :" -}}
-{{- print " response.code_details == 'request_rate_limited' ? 'refused' :" -}}
-{{- printf " has(%s.quotaModeViolations) ? 'over' : 'within')%%" $answer -}}
+{{- $metadata := "metadata.filter_metadata" -}}
+{{- $answer := "'envoy.filters.http.ratelimit'" -}}
+%CEL(
+{{- printf "!('inference-plane' in %[1]s) || !has(%[1]s['inference-plane'].budget_estimate)" $metadata -}}
+{{- print " || response.code_details == 'direct_response' ? 'none'" -}}
+{{- printf " : !(%s in %s) ? 'unavailable'" $answer $metadata -}}
+{{- print " : response.code_details == 'request_rate_limited' ? 'refused'" -}}
+{{- printf " : has(%s[%s].quotaModeViolations) ? 'over' : 'within'" $metadata $answer -}}
+)%
 {{- end -}}
 
 {{/* What the router says where a budget is spent, or cannot be asked, as mappers of local replies. */}}
@@ -216,4 +222,91 @@ typed_extension_protocol_options:
 {{- define "router.storeAddress" -}}
 {{ .Values.budgets.store.address | default (printf "%s:%s"
      (include "router.budgetHost" (dict "root" . "name" "router-valkey")) (include "router.valkeyPort" .)) }}
+{{- end -}}
+
+{{/* The images of what counts budgets, as a JSON list: those that run. */}}
+{{- define "router.budgetImages" -}}
+{{- $images := list -}}
+{{- if include "router.budgets" . -}}
+{{- $images = .Values.budgets.store.address | empty | ternary (list "ratelimit" "valkey") (list "ratelimit") -}}
+{{- end -}}
+{{- toJson $images -}}
+{{- end -}}
+
+{{/* A line for each team's budgets, for NOTES; nothing where no team has one. */}}
+{{- define "router.budgetNotes" -}}
+{{- $without := list -}}
+{{- $lines := list -}}
+{{- range $name, $team := .Values.global.teams -}}
+{{- if include "router.hasBudget" $team -}}
+{{- $parts := list -}}
+{{- with $team.tokensPerMinute }}{{ $parts = append $parts (printf "%d" (int64 .)) }}{{ end -}}
+{{- range $model, $entry := $team.models -}}
+{{- with ($entry | default dict).tokensPerMinute -}}
+{{- $parts = append $parts (printf "%d with %s" (int64 .) $model) -}}
+{{- end -}}
+{{- end -}}
+{{- $lines = append $lines (printf "  %s  %s" $name (join ", " $parts)) -}}
+{{- else if kindIs "map" $team -}}
+{{- $without = append $without $name -}}
+{{- end -}}
+{{- end -}}
+{{- if not $lines -}}
+{{- with $without -}}
+Token budgets: none, every team may use all that the engines give. Set global.teams.NAME.tokensPerMinute.
+{{- end -}}
+{{- else -}}
+{{- $done := dict "enforce" "a team that has used its own up is answered 429" "dryRun" "counted, never refused"
+      "off" "neither counted nor enforced" -}}
+Token budgets, tokens a minute: {{ get $done .Values.budgets.mode }} (budgets.mode {{ .Values.budgets.mode }})
+{{ join "\n" $lines }}
+{{- with $without }}
+  unlimited: {{ join ", " . }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Budgets that would bind nobody, or that nobody could count. */}}
+{{- define "router.refuseBudgets" -}}
+{{- $models := include "plane.models" . | fromJson -}}
+{{- range $name, $team := .Values.global.teams -}}
+{{- if kindIs "map" $team -}}
+{{- $path := printf "global.teams.%s" $name -}}
+{{- if and (include "router.hasBudget" $team) (eq $.Values.auth.mode "none") (ne $.Values.budgets.mode "off") -}}
+{{- include "plane.refusal" (list $path
+      "has a token budget, while the router's auth.mode is none"
+      "Nobody's team is known then, so it would look enforced and bind nobody"
+      "auth.mode: jwt, or budgets.mode: off") -}}
+{{- end -}}
+{{- range $model, $entry := $team.models -}}
+{{- if kindIs "map" $entry -}}
+{{- with get $models $model -}}
+{{- $allowed := dig "access" "teams" list . -}}
+{{- if and $allowed (not (has $name $allowed)) -}}
+{{- include "plane.refusal" (list (printf "%s.models.%s" $path $model)
+      (printf "%s is for %s alone" $model (join ", " $allowed))
+      "The team may not call it, so there is nothing to count"
+      (printf "null, or add %s to global.models.%s.access.teams" $name $model)) -}}
+{{- end -}}
+{{- else -}}
+{{- include "plane.unknown" (list (printf "%s.models" $path) $model "global.models" $models) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $store := .Values.budgets.store -}}
+{{- if and (include "router.budgets" .) $store.address .Values.global.network.policies
+          (not .Values.global.network.budgetStoreCidrs) -}}
+{{- include "plane.refusal" (list "global.network.budgetStoreCidrs"
+      "empty, while budgets.store.address is set"
+      "The NetworkPolicies deny what nobody names, and without its counters no budget is known"
+      "the CIDRs of the store, or global.network.policies: false") -}}
+{{- end -}}
+{{- if and $store.passwordSecret (not $store.address) -}}
+{{- include "plane.refusal" (list "budgets.store.passwordSecret"
+      (printf "%s, without an address" $store.passwordSecret)
+      "The Valkey that comes along has no password: the NetworkPolicy says who may reach it"
+      "address, or an empty passwordSecret") -}}
+{{- end -}}
 {{- end -}}
