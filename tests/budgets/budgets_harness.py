@@ -84,8 +84,7 @@ def refused(reply: Reply, limit: int) -> None:
 
 def settled(bed: Bed, entries: str, tokens: int) -> None:
     """So many tokens are counted, once the last charge has arrived."""
-    what = f"{tokens} tokens of {entries}"
-    wait_until(lambda: bed.store.count(entries) == tokens, f"{what}, not {bed.store.count(entries)}")
+    wait_until(lambda: bed.store.count(entries) == tokens, f"{tokens} tokens of {entries}")
 
 
 def estimate(body: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,16 @@ function Handle:body()
 end
 -- Metadata of one filter, whose table is given whole.
 function Handle:streamInfo() return self end
-function Handle:dynamicMetadata() return {get = function(_, name) return self.metadata[name] end} end
+function Handle:dynamicMetadata()
+  return {
+    get = function(_, name) return self.metadata[name] end,
+    set = function(_, name, key, value)
+      assert(name == "inference-plane")
+      self.said = self.said or {}
+      self.said[key] = value
+    end,
+  }
+end
 function Handle:clearRouteCache() self.cleared = true end
 function Handle:logErr(text) self.logged = text end
 function Handle:respond(headers, body) self.reply, self.reply_body = headers, body; error(RESPONDED) end
@@ -78,6 +87,7 @@ class Result:
     reply: dict[str, str] = field(default_factory=dict)
     reply_body: bytes = b""
     logged: str = ""
+    metadata: dict[str, object] = field(default_factory=dict)
 
 
 def source(name: str) -> bytes:
@@ -95,11 +105,21 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
     def text(table: object) -> dict[str, str]:
         return {k.decode(): v.decode("latin-1") for k, v in table.items()} if table is not None else {}
 
-    def table(texts: dict[str, str]) -> object:
-        return runtime.table_from({k.encode(): v.encode("latin-1") for k, v in texts.items()})
+    def table(values: Mapping[str, object]) -> object:
+        return runtime.table_from({k.encode(): of_lua(v) for k, v in values.items()})
+
+    def of_lua(value: object) -> object:
+        if isinstance(value, Mapping):
+            return table(value)
+        return value.encode("latin-1") if isinstance(value, str) else value
+
+    def of_python(value: object) -> object:
+        if isinstance(value, bytes):
+            return value.decode("latin-1")
+        return {k.decode(): of_python(v) for k, v in value.items()} if hasattr(value, "items") else value
 
     def call(
-        entry: str, headers: dict[str, str], body: bytes | None = None, caller: dict[str, str] | None = None
+        entry: str, headers: dict[str, str], body: bytes | None = None, caller: Mapping[str, object] | None = None
     ) -> Result:
         handle = run(entry.encode(), table(headers), body, None if caller is None else table(caller))
         content = handle[b"content"]
@@ -110,6 +130,7 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
             reply=text(handle[b"reply"]),
             reply_body=handle[b"reply_body"] or b"",
             logged=(handle[b"logged"] or b"").decode(),
+            metadata=of_python(handle[b"said"] or {}),
         )
 
     return call
