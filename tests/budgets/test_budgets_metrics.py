@@ -7,30 +7,39 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from budgets_harness import APPS, USED, asker, refused, room, settled, values
+from budgets_harness import USED, asker, refused, room, settled, values
 from metrics_harness import DATA, exposed
-from router_harness import Client
+from router_harness import Client, counting_engine, model
 
 from inference_plane.onehost.bed import Bed
 from inference_plane.onehost.issuer import Issuer
 
 CAPTURE = DATA / "envoy-1.40" / "metrics-budgets.txt"
+#: Those of the other capture.
+MODELS = {name: model(name, "cluster") for name in ("summary", "intake")}
 
 
 @pytest.fixture
 def bed(tmp_path) -> Iterator[Bed]:
     issuer = Issuer()
-    with Bed(tmp_path, values={**values(issuer), "podMonitor": {"enabled": True}}, apps=APPS) as bed:
+    made = {**values(issuer), "podMonitor": {"enabled": True}}
+    made["global"] |= {"models": MODELS, "teams": {"care": {"tokensPerMinute": 2 * USED}}}
+    with Bed(tmp_path, values=made, apps=dict.fromkeys(MODELS, counting_engine)) as bed:
         client = Client(bed.url)
         team = asker(client, issuer)
         try:
             room(20)
-            for number in range(1, 6):
-                assert team("care", "drafts").status == 200
-                settled(bed, "team_care", USED * number)
-            refused(team("care", "drafts"), 200)
+            for name in MODELS:
+                assert team("care", name).status == 200
+            settled(bed, "team_care", 2 * USED)
+            # A budget that is used to the last token lets one more in.
+            assert team("care", "intake").status == 200
+            settled(bed, "team_care", 3 * USED)
+            for name in MODELS:
+                refused(team("care", name), 2 * USED)
             bed.ratelimit.process.kill()
-            assert team("care", "drafts").status == 200
+            for name in MODELS:
+                assert team("care", name).status == 200
         finally:
             client.close()
         yield bed
