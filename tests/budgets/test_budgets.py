@@ -21,7 +21,7 @@ from budgets_harness import (
     settled,
     values,
 )
-from router_harness import CHAT, HANG, Audit, Client, chat_body, wait_until
+from router_harness import CHAT, HANG, Audit, Client, Reply, chat_body, wait_until
 
 from inference_plane.onehost.bed import Bed
 from inference_plane.onehost.budgets import write_limits
@@ -106,13 +106,17 @@ def test_all_names_of_a_model_have_one_budget(bed, team):
     refused(team("claims", None, path="/summaries/v1/chat/completions"), 100)
 
 
+def told(reply: Reply) -> tuple[str, str]:
+    return reply.headers["x-ratelimit-limit-tokens"], reply.headers["x-ratelimit-remaining-tokens"]
+
+
 def test_a_reply_says_what_is_left(bed, team):
     first = team("care", "drafts")
-    assert (first.headers["x-ratelimit-limit-tokens"], first.headers["x-ratelimit-remaining-tokens"]) == ("200", "200")
+    assert told(first) == ("200", "200")
     settled(bed, "team_care", USED)
     # Of two budgets the one with less: 200 - 45 of the team, 100 of the team with this model.
     second = team("care", "summaries")
-    assert (second.headers["x-ratelimit-limit-tokens"], second.headers["x-ratelimit-remaining-tokens"]) == ("100", "100")
+    assert told(second) == ("100", "100")
     assert "retry-after" not in second.headers
 
 
@@ -154,9 +158,9 @@ def test_the_order_is_token_team_model_access_budget(bed, team, client, audit, i
 
 
 def test_a_client_sends_nothing_that_decides(bed, client, issuer):
-    forged = [("x-plane-team", "appeals"), ("x-team", "appeals"), ("x-ratelimit-limit-tokens", "9"), ("x-envoy-internal", "true")]
+    names = ("x-plane-team", "x-team", "x-plane-budget-team", "x-ratelimit-limit-tokens", "x-envoy-internal")
     for _ in range(3):
-        reply = client.ask(CHAT, chat_body("drafts"), [*bearer(issuer, "care"), *forged])
+        reply = client.ask(CHAT, chat_body("drafts"), [*bearer(issuer, "care"), *((name, "appeals") for name in names)])
         assert reply.status == 200
     settled(bed, "team_care", 3 * USED)
     assert bed.store.count("team_appeals") == 0

@@ -70,7 +70,10 @@ def hang_store(bed: Bed) -> Callable[[], object]:
     return lambda: os.kill(bed.store.process.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("fault", [kill_service, hang_service, kill_store, hang_store], ids=lambda fault: fault.__name__)
+FAULTS = [kill_service, hang_service, kill_store, hang_store]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_while_budgets_cannot_be_asked_the_choice_holds_and_then_they_count_again(fragile, mode, fault):
     bed, team = fragile.bed, fragile.team
     room(30)

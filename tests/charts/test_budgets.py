@@ -224,11 +224,13 @@ def test_refuses(overlay, message):
 
 
 def test_budgets_that_are_off_go_with_no_tokens():
-    overlay = {"auth": {"mode": "none"}, "budgets": {"mode": "off"}, "global": {"models": {"records": {"access": None}}}}
-    assert render(overlay)
+    open_ = {"auth": {"mode": "none"}, "global": {"models": {"records": {"access": None}}}}
+    assert render({**open_, "budgets": {"mode": "off"}})
 
 
-@pytest.mark.parametrize(("tokens", "message"), [(0, "minimum: got 0, want 1"), ("1k", "got string"), (2000000000, "maximum")])
+@pytest.mark.parametrize(
+    ("tokens", "message"), [(0, "minimum: got 0, want 1"), ("1k", "got string"), (2000000000, "maximum")]
+)
 def test_the_schema_refuses(tokens, message):
     with pytest.raises(helm.HelmError, match="values don't meet the specifications of the schema") as error:
         render({"global": {"teams": {"care": {"tokensPerMinute": tokens}}}})

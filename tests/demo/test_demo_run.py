@@ -111,7 +111,7 @@ def test_what_cannot_be_built_is_said_and_the_rest_is_shown(
     console = command._console(as_json=False)
     assert not command._can_count(console, build=True)
     out = capsys.readouterr().out
-    assert "is built from its Go module, once: a minute" in out
+    assert "is built from its Go module, for token budgets, once: a minute" in out
     assert "not shown: token budgets. ratelimit: no route to host. Set GOPROXY" in out
     assert not command._can_count(console, build=False)
     assert capsys.readouterr().out == "not shown: token budgets. --fast builds nothing\n"

@@ -132,7 +132,7 @@ Without usage, as of a stream that was left, the estimate is the charge.
 {{- end -}}
 
 {{/*
-What became of a request's budgets, for the audit line; `none` where it has none, or was answered before they were asked.
+What became of a request's budgets, for the audit line; `none` where it has none, or was answered before anybody asked.
 */}}
 {{- define "router.budgetOutcome" -}}
 {{- $metadata := "metadata.filter_metadata" -}}
@@ -194,7 +194,8 @@ load_assignment:
 circuit_breakers:
   thresholds:
     # As many at once as there may be requests; above that they would be served unasked.
-    - {max_requests: {{ .Values.limits.downstreamConnections }}, max_pending_requests: {{ .Values.limits.downstreamConnections }}}
+    - max_requests: {{ .Values.limits.downstreamConnections }}
+      max_pending_requests: {{ .Values.limits.downstreamConnections }}
 outlier_detection:
   # A pod that hangs is left alone for a while, so that not every request waits for the timeout.
   consecutive_5xx: {{ .Values.health.consecutive5xx }}

@@ -118,10 +118,10 @@ def _can_count(console: rich.console.Console, build: bool) -> bool:
     """Whether the rate-limit service is built, now or before; says what is not shown where it is not."""
     why = "--fast builds nothing"
     if build or tools.path("ratelimit").is_file():
-        takes = f"once: {tools.TOOLS['ratelimit'].takes}"
         try:
             if not tools.path("ratelimit").is_file():
-                console.print(f"the rate-limit service, which counts token budgets, is built from its Go module, {takes}")
+                takes = tools.TOOLS["ratelimit"].takes
+                console.print(f"the rate-limit service is built from its Go module, for token budgets, once: {takes}")
             tools.build("ratelimit")
             return True
         except (tools.ToolError, CRDError) as error:

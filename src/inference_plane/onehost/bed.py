@@ -34,8 +34,8 @@ class Bed(contextlib.ExitStack):
 
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
     is an ASGI application that serves a model in place of a replayed engine; `names` are further names that DNS knows,
-    with their addresses. Where a team has a token budget, `ratelimit` counts it in `store`. While it runs, `engines[fleet]` are the
-    pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
+    with their addresses. Where a team has a token budget, `ratelimit` counts it in `store`. While it runs,
+    `engines[fleet]` are the pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
     def __init__(
