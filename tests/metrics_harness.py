@@ -12,7 +12,10 @@ from typing import Any
 import promql_parser as promql
 
 DATA = Path(__file__).parent / "data"
-CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), DATA / "envoy-1.40" / "metrics.txt")
+CAPTURES = (
+    *sorted((DATA / "vllm-0.32").glob("metrics-*.txt")),
+    *((DATA / "envoy-1.40" / name) for name in ("metrics-budgets.txt", "metrics.txt")),
+)
 
 #: What Prometheus itself says of every target.
 SYNTHETIC = frozenset({"up"})

@@ -26,7 +26,7 @@ VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
         "network": {"policies": False},
-        "teams": {"appeals": {"costCenter": "4711"}},
+        "teams": {"appeals": {"costCenter": "4711", "tokensPerMinute": 1000}},
         "models": {
             "summary": {
                 **ENTRY,
@@ -46,7 +46,8 @@ VALUES = {
         },
     },
 }
-RENDERED = {"router": {**VALUES, **ON, "auth": {"mode": "none"}}, "vllm": {**VALUES, **ON}}
+AUTH = {"issuer": "https://a.example", "audiences": ["a"], "jwks": {"uri": "https://a.example/keys"}}
+RENDERED = {"router": {**VALUES, **ON, "auth": AUTH}, "vllm": {**VALUES, **ON}}
 
 Series = tuple[str, str]
 
@@ -96,6 +97,14 @@ def bedrock(model: str, per_minute: float, *, failed: float = 0, code: str = "42
 
 def retried(model: str, per_minute: float, code: str = "429") -> Series:
     return router("envoy_cluster_retry_upstream_rq", f"0+{per_minute}x200", f"fleet/{model}", envoy_response_code=code)
+
+
+def budgets(model: str, *, within: str = "", over: str = "", failed: str = "") -> list[Series]:
+    """How a fleet's requests fared with their token budgets; a counter appears with the first of its kind."""
+    counts = {"ok": within, "over_limit": over, "error": failed}
+    return [
+        router(f"envoy_cluster_ratelimit_{name}", values, f"fleet/{model}") for name, values in counts.items() if values
+    ]
 
 
 def timeouts(model: str, whole: float, one_try: float) -> list[Series]:
@@ -258,6 +267,42 @@ CASES = [
         description="Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full or "
         "empty fleet is met request by request.",
         silent={"one of two answers": policies("0x200", "1x200")},
+    ),
+    Case(
+        "InferenceTokenBudgetsUnavailable",
+        fires=[*budgets("intake", within="0+60x200", failed="0x30 0+60x100"), *budgets("night", failed="0x30 0+60x100")],
+        severity="warning",
+        labels={"job": "inference/router"},
+        summary="Token budgets cannot be asked for",
+        description="Requests of teams with a token budget are served without being counted, 2 a second.",
+        silent={
+            "budgets are asked": budgets("intake", within="0+60x200", failed="3x200"),
+            "a pod of the service left": budgets("intake", within="0+60x200", failed="0x50 5x3 5x100"),
+        },
+    ),
+    Case(
+        "InferenceTokenBudgetSpent",
+        model="intake",
+        fires=budgets("intake", within="0+60x200", over="0+20x200"),
+        severity="warning",
+        summary="A token budget is spent: intake",
+        description="25% of the requests of teams with a token budget are answered 429, because a budget is spent. The "
+        "audit lines tell whose.",
+        silent={
+            "one in sixty": budgets("intake", within="0+60x200", over="0+1x200"),
+            "a short peak": budgets("intake", within="0+60x200", over="0x52 0+20x5 100x100"),
+            "another model's": budgets("night", within="0+60x200", over="0+20x200"),
+        },
+    ),
+    Case(
+        "InferenceTokenBudgetSpent",
+        model="intake",
+        fires=budgets("intake", over="0+20x200"),
+        severity="warning",
+        summary="A token budget is spent: intake",
+        description="100% of the requests of teams with a token budget are answered 429, because a budget is spent. The "
+        "audit lines tell whose.",
+        silent={"hardly any": budgets("intake", over="0+0.5x200")},
     ),
     Case(
         "InferenceRouterOverloaded",

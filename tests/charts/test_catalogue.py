@@ -550,6 +550,8 @@ Risks
 - One replica of other: a node's drain or loss interrupts it. Set replicas.min: 2.
 - The KV cache of other is assumed at 131072 bytes a token. Set kvBytesPerToken to what scripts/fit --config config.json says.
 
+Token budgets: none, every team may use all that the engines give. Set global.teams.NAME.tokensPerMinute.
+
 Next
   kubectl -n inference rollout status deployment/router
   kubectl -n inference rollout status deployment/other --timeout 30m

@@ -18,7 +18,7 @@ def route() -> Callable[..., Result]:
         body: bytes | None = None,
         method: str = "POST",
         headers: dict[str, str] | None = None,
-        caller: dict[str, str] | None = None,
+        caller: dict[str, object] | None = None,
         context: dict[str, str | int] | None = None,
     ) -> Result:
         return call("envoy_on_request", {":path": path, ":method": method, **(headers or {})}, body, caller, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,7 @@ function Handle:streamInfo() return self end
 function Handle:dynamicMetadata()
   return {
     get = function(_, name) return self.metadata[name] end,
-    set = function(_, name, key, value) self.marked[key] = value end,
+    set = function(_, name, key, value) assert(name == "inference-plane") self.marked[key] = value end,
   }
 end
 function Handle:filterContext() return {get = function(_, key) return self.context[key] end} end
@@ -97,7 +97,7 @@ class Result:
     reply_body: bytes = b""
     logged: str = ""
     written: str = ""
-    marked: dict[str, str] = field(default_factory=dict)  # metadata that it set
+    marked: dict[str, object] = field(default_factory=dict)  # metadata that it set
 
 
 def source(name: str) -> bytes:
@@ -116,14 +116,24 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
     def text(table: object) -> dict[str, str]:
         return {k.decode(): v.decode("latin-1") for k, v in table.items()} if table is not None else {}
 
-    def table(texts: dict[str, str]) -> object:
-        return runtime.table_from({k.encode(): v.encode("latin-1") for k, v in texts.items()})
+    def table(values: Mapping[str, object]) -> object:
+        return runtime.table_from({k.encode(): of_lua(v) for k, v in values.items()})
+
+    def of_lua(value: object) -> object:
+        if isinstance(value, Mapping):
+            return table(value)
+        return value.encode("latin-1") if isinstance(value, str) else value
+
+    def of_python(value: object) -> object:
+        if isinstance(value, bytes):
+            return value.decode("latin-1")
+        return {k.decode(): of_python(v) for k, v in value.items()} if hasattr(value, "items") else value
 
     def call(
         entry: str,
         headers: dict[str, str],
         body: bytes | None = None,
-        caller: dict[str, str] | None = None,
+        caller: Mapping[str, object] | None = None,
         context: dict[str, str | int] | None = None,
     ) -> Result:
         known = {k.encode(): v if isinstance(v, int) else v.encode() for k, v in (context or {}).items()}
@@ -143,7 +153,7 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
             reply_body=handle[b"reply_body"] or b"",
             logged=(handle[b"logged"] or b"").decode(),
             written=handle[b"written"].decode("latin-1"),
-            marked=text(handle[b"marked"]),
+            marked=of_python(handle[b"marked"]),
         )
 
     return call

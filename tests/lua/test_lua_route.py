@@ -233,3 +233,43 @@ def test_the_tighter_of_the_tokens_residency_and_the_headers_is_kept(route, give
     kept = route(body=b'{"model":"m"}', headers=headers, caller={"token_residency": claimed}).headers["x-residency"]
     asked = [word if word in WORDS_OF_RESIDENCY else "cluster" for word in (given, claimed) if word is not None]
     assert kept == min(asked, key=WORDS_OF_RESIDENCY.index)
+
+
+# --- token budgets ----------------------------------------------------------------------------------------------------
+
+CARE = {"team": "care", "budget": {"bytes_per_token": 4, "whole": True, "models": {"a": "a", "org/a": "a"}}}
+UNLIMITED = {"unlimited": {"requests_per_unit": 4294967295, "unit": "MINUTE"}}
+
+
+@pytest.mark.parametrize(
+    ("caller", "model", "keys"),
+    [
+        (CARE, "a", {"budget_team": "care", "budget_model": "a"}),
+        (CARE, "org/a", {"budget_team": "care", "budget_model": "a"}),
+        (CARE, "b", {"budget_team": "care"}),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "models": {"a": "a"}}}, "a", {"budget_model": "a"}),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "whole": True}}, "a", {"budget_team": "care"}),
+    ],
+)
+def test_a_request_is_charged_to_the_budgets_of_its_team(route, caller, model, keys):
+    body = json.dumps({"model": model, "x": "y" * 31}).encode()
+    said = route(body=body, caller=caller).marked
+    assert said == keys | UNLIMITED | {"budget_estimate": -(-len(body) // 4)}
+
+
+@pytest.mark.parametrize(
+    ("caller", "body"),
+    [
+        (None, b'{"model":"a"}'),
+        ({"team": "care"}, b'{"model":"a"}'),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "models": {"a": "a"}}}, b'{"model":"b"}'),
+        (CARE, b'{"model":"a","model":"a"}'),
+        (CARE, b"{}"),
+    ],
+)
+def test_without_a_budget_or_a_model_nothing_is_charged(route, caller, body):
+    assert route(body=body, caller=caller).marked == {}
+
+
+def test_a_look_at_the_catalogue_is_charged_nothing(route):
+    assert route(path="/v1/models/a", method="GET", caller=CARE).marked == {}

@@ -74,14 +74,14 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
 
 def test_an_envoy_that_cannot_write_serves_nobody(bed: Bed) -> None:
     """/dev/full stands for a log that takes no more: the client hears why, and no engine sees the prompt."""
-    router = bed.another_router(bed.folder / "full", Path("/dev/full"))
-    client = Client(router.url)
-    try:
-        router.wait_for_engines({name: len(engines) for name, engines in bed.engines.items()})
-        reply = client.chat("intake")
-        assert reply.status == 503 and reply.headers["retry-after"]
-        assert openai_error(reply)["message"] == "The request was refused: the router cannot write its audit log."
-        assert not any(engine.requests for fleet in bed.engines.values() for engine in fleet)
-    finally:
-        client.close()
-        bed.processes.stop(router.process)
+    with bed.another_router(bed.folder / "full", Path("/dev/full")) as router:
+        client = Client(router.url)
+        try:
+            router.wait_for_engines({name: len(engines) for name, engines in bed.engines.items()})
+            reply = client.chat("intake")
+            assert reply.status == 503 and reply.headers["retry-after"]
+            assert openai_error(reply)["message"] == "The request was refused: the router cannot write its audit log."
+            assert not any(engine.requests for fleet in bed.engines.values() for engine in fleet)
+        finally:
+            client.close()
+            bed.processes.stop(router.process)

@@ -323,37 +323,37 @@ def test_a_limit_that_is_reached(tmp_path: Path, issuer: Issuer) -> None:
 
 
 def test_a_canary_that_envoy_does_not_know(world: World, tmp_path: Path) -> None:
-    router = world.bed.another_router(tmp_path / "router")
-    path = tmp_path / "router" / "xds" / "clusters.json"
-    document = json.loads(path.read_text())
-    document["resources"] = [cluster for cluster in document["resources"] if cluster["name"] != "fleet/letters-canary"]
-    path.with_name(".new").write_text(json.dumps(document))
-    path.with_name(".new").rename(path)
-    gone = "cluster.fleet/letters-canary.membership_total"
-    wait_until(lambda: gone not in router.admin(f"/stats?filter={gone}"), "Envoy has forgotten the canary")
-    client = Client(router.url)
-    statuses = [client.chat("letters", headers=world.headers()).status for _ in range(12)]
-    client.close()
-    wait_until(lambda: len(router.audit()) >= 12, "12 lines")
-    world.bed.processes.stop(router.process)
-    assert [line["status"] for line in router.audit()] == statuses
-    assert {line["details"] for line in router.audit() if line["status"] == 503} == {"cluster_not_found"}
+    with world.bed.another_router(tmp_path / "router") as router:
+        path = tmp_path / "router" / "xds" / "clusters.json"
+        document = json.loads(path.read_text())
+        document["resources"] = [cluster for cluster in document["resources"] if cluster["name"] != "fleet/letters-canary"]
+        path.with_name(".new").write_text(json.dumps(document))
+        path.with_name(".new").rename(path)
+        gone = "cluster.fleet/letters-canary.membership_total"
+        wait_until(lambda: gone not in router.admin(f"/stats?filter={gone}"), "Envoy has forgotten the canary")
+        client = Client(router.url)
+        statuses = [client.chat("letters", headers=world.headers()).status for _ in range(12)]
+        client.close()
+        wait_until(lambda: len(router.audit()) >= 12, "12 lines")
+        world.bed.processes.stop(router.process)
+        assert [line["status"] for line in router.audit()] == statuses
+        assert {line["details"] for line in router.audit() if line["status"] == 503} == {"cluster_not_found"}
 
 
 def test_a_router_that_ends_under_a_stream(world: World, tmp_path: Path) -> None:
-    router = world.bed.another_router(tmp_path / "router")
-    router.wait_for_engines({"intake": 1})
-    client = Client(router.url)
-    body = chat_body("intake", stream=True, x_test={"token_delay": 0.05, "tokens": 2000})
-    future = client.start(CHAT, body, world.headers())
-    wait_until(lambda: world.bed.engines["intake"][0].requests, "the request at the engine")
-    time.sleep(0.3)
-    world.bed.processes.stop(router.process)  # SIGTERM, as after `drainSeconds`
-    concurrent.futures.wait([future], 30)
-    client.close()
-    (line,) = router.audit()
-    assert (line["status"], line["details"].split("(")[0]) == (200, "downstream_local_disconnect")
-    assert line["completion_tokens"] > 0
+    with world.bed.another_router(tmp_path / "router") as router:
+        router.wait_for_engines({"intake": 1})
+        client = Client(router.url)
+        body = chat_body("intake", stream=True, x_test={"token_delay": 0.05, "tokens": 2000})
+        future = client.start(CHAT, body, world.headers())
+        wait_until(lambda: world.bed.engines["intake"][0].requests, "the request at the engine")
+        time.sleep(0.3)
+        world.bed.processes.stop(router.process)  # SIGTERM, as after `drainSeconds`
+        concurrent.futures.wait([future], 30)
+        client.close()
+        (line,) = router.audit()
+        assert (line["status"], line["details"].split("(")[0]) == (200, "downstream_local_disconnect")
+        assert line["completion_tokens"] > 0
 
 
 def test_keys_that_were_never_fetched(tmp_path: Path, issuer: Issuer) -> None:
@@ -367,11 +367,11 @@ def test_keys_that_were_never_fetched(tmp_path: Path, issuer: Issuer) -> None:
 
 
 def test_a_log_that_takes_no_more(world: World, tmp_path: Path) -> None:
-    router = world.bed.another_router(tmp_path / "router", Path("/dev/full"))
-    client = Client(router.url)
-    assert client.chat("intake", headers=world.headers()).status == 503
-    client.close()
-    wait_until(router.audit, "the line")
-    world.bed.processes.stop(router.process)
-    (line,) = router.audit()
-    assert (line["status"], line["details"]) == (503, "lua_response")
+    with world.bed.another_router(tmp_path / "router", Path("/dev/full")) as router:
+        client = Client(router.url)
+        assert client.chat("intake", headers=world.headers()).status == 503
+        client.close()
+        wait_until(router.audit, "the line")
+        world.bed.processes.stop(router.process)
+        (line,) = router.audit()
+        assert (line["status"], line["details"]) == (503, "lua_response")

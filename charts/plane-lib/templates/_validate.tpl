@@ -379,11 +379,11 @@ network and no one owner's addresses are wider.
 {{- define "plane.refuseNames" -}}
 {{- $context := . -}}
 {{- $self := .model.name -}}
-{{- if eq $self "router" -}}
+{{- if has $self (list "router" "router-policy" "router-ratelimit" "router-valkey") -}}
 {{- include "plane.refusal" (list .path
-      "router is the router's own name"
+      (printf "%s is the router's own name" $self)
       "The engine's Service and the router's would be one object"
-      "another name for the model; clients may keep this one by servedNames: [router]") -}}
+      (printf "another name for the model; clients may keep this one by servedNames: [%s]" $self)) -}}
 {{- end -}}
 {{- range $name := .entry.servedNames -}}
 {{- range $other, $model := $context.models -}}

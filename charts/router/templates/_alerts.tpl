@@ -15,7 +15,7 @@ max_over_time(timestamp(
 )[1d:1m]) - 300
   > envoy_%[1]s_update_time{%[2]s} / 1000` . $job | trim) -}}
 {{- end -}}
-{{- list
+{{- $rules := list
       (dict "alert" "InferenceRouterDown" "severity" "critical" "for" "2m" "runbook" "router"
         "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
         "summary" "No router answers"
@@ -30,8 +30,18 @@ max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_acti
         "expr" (join "\nor\n" $refused)
         "summary" "Router rejects its routes or clusters"
         "description" (print "{{ $labels.pod }} refused the files of router-routes or router-clusters, and since then "
-          "none was good. It goes on with the last good ones; a change of the catalogue is not in force."))
-    | concat (include "router.policyRules" . | fromJsonArray) | toJson -}}
+          "none was good. It goes on with the last good ones; a change of the catalogue is not in force.")) -}}
+{{- if include "router.budgets" . -}}
+{{- $refuses := eq .Values.budgets.whenUnavailable "refuse" -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceTokenBudgetsUnavailable" "severity" ($refuses | ternary "critical" "warning")
+      "for" "2m" "runbook" "budgets"
+      "expr" (printf `sum by (job) (rate(envoy_cluster_ratelimit_error{%s}[5m])) > 0` $job)
+      "summary" "Token budgets cannot be asked for"
+      "description" (printf "Requests of teams with a token budget %s, {{ $value | humanize }} a second."
+        ($refuses | ternary "are refused with 503" "are served without being counted"))) -}}
+{{- end -}}
+{{- concat $rules (include "router.policyRules" . | fromJsonArray) | toJson -}}
 {{- end -}}
 
 {{/* The rules of the policy service, as JSON. */}}
@@ -156,6 +166,20 @@ sum by (envoy_cluster_name) (
         "fallback.maxConcurrent %d.")
         (int $values.limits.requests) (int $values.limits.pendingRequests) (int $values.fallback.maxConcurrent))) -}}
 
+{{- if include "router.budgets" .root -}}
+{{- $spent := printf `envoy_cluster_ratelimit_over_limit{%s}` $fleet -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceTokenBudgetSpent" "severity" "warning" "for" "10m" "runbook" "budgets"
+      "expr" (printf `
+sum(rate(%[1]s[10m]))
+  / (sum(rate(%[1]s[10m])) + (sum(rate(envoy_cluster_ratelimit_ok{%[2]s}[10m])) or vector(0))) > %[3]v
+and
+sum(increase(%[1]s[10m])) >= 10` $spent $fleet $alerts.refusedShare)
+      "summary" (printf "A token budget is spent: %s" $model.name)
+      "description" (printf (print "%s of the requests of teams with a token budget are answered 429, because a budget "
+        "is spent. The audit lines tell whose.") $share)) -}}
+{{- end -}}
+
 {{- if $model.fallback -}}
 {{- $target := $model.fallback.model -}}
 {{- $why := "the engine was full" -}}
@@ -211,6 +235,7 @@ dashboards read. Everything would be some 270 series a cluster.
       `^cluster\.(fleet|bedrock)/[^.]+\.(retry\.)?upstream_rq_[0-9]{3}$`
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout)$`
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_(pending|retry)_overflow$`
+      `^cluster\.fleet/[^.]+\.ratelimit\.(ok|over_limit|error)$`
       `^cluster_manager\.cds\.update_(rejected|failure|time)$`
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`

@@ -108,10 +108,14 @@ VALUE where one follows.
 {{/* What the routes tell identity.lua: where the claims are, and the team of each value. */}}
 {{- define "router.identityContext" -}}
 {{- $teams := dict -}}
+{{- $models := include "plane.models" . | fromJson -}}
 {{- range $name, $team := .Values.global.teams -}}
 {{- if kindIs "map" $team -}}
 {{- $facts := dict "team" $name -}}
 {{- with $team.costCenter }}{{ $_ := set $facts "cost_center" . }}{{ end -}}
+{{- with include "router.teamBudget" (dict "root" $ "team" $team "models" $models) -}}
+{{- $_ := set $facts "budget" (fromJson .) -}}
+{{- end -}}
 {{- $_ := set $teams ($team.claim | default $name) $facts -}}
 {{- end -}}
 {{- end -}}

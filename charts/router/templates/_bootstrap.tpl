@@ -75,6 +75,9 @@ static_resources:
     {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
     - {{ include "router.jwksCluster" . | nindent 6 | trim }}
     {{- end }}
+    {{- if include "router.budgets" . }}
+    - {{ include "router.ratelimitCluster" . | nindent 6 | trim }}
+    {{- end }}
   listeners:
     - name: plane
       address:
@@ -221,6 +224,9 @@ http_filters:
           on_header_present: {metadata_namespace: usage, key: {{ . }}_tokens, type: NUMBER}
           remove: true
         {{- end }}
+  {{- if include "router.budgets" . }}
+  {{- include "router.budgetFilter" . | nindent 2 }}
+  {{- end }}
   {{- include "router.streamUsage" . | nindent 2 }}
   - name: envoy.filters.http.router
     typed_config:
@@ -286,6 +292,10 @@ flags: "%RESPONSE_FLAGS_LONG%"
 prompt_tokens: "%DYNAMIC_METADATA(usage:prompt_tokens)%"
 completion_tokens: "%DYNAMIC_METADATA(usage:completion_tokens)%"
 cached_tokens: "%DYNAMIC_METADATA(usage:cached_tokens)%"
+{{- if include "router.budgets" . }}
+budget: {{ include "router.budgetOutcome" . | quote }}
+budget_estimate: "%DYNAMIC_METADATA(inference-plane:budget_estimate)%"
+{{- end }}
 request_bytes: "%BYTES_RECEIVED%"
 response_bytes: "%BYTES_SENT%"
 connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
@@ -332,6 +342,9 @@ complain.
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
 {{- define "router.errorBodies" -}}
 mappers:
+  {{- if include "router.budgets" . }}
+  {{- include "router.budgetErrors" . | nindent 2 }}
+  {{- end }}
   {{- include "router.authErrors" . | nindent 2 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override:

@@ -187,6 +187,7 @@ one, so that one wide value among them would be enough.
     runtime_fraction: {default_value: {numerator: 0}, runtime_key: fallback.{{ $.model.name }}}
   route:
     cluster_specifier_plugin: bedrock-then-fleet/{{ $.model.name }}
+    {{- include "router.hashPolicy" $.model | nindent 4 }}
     timeout: {{ include "router.duration" $.root.Values.requestTimeout }}
     {{- $retries := dict "retries" 2 "refresh" true "perTry" (eq $kind "stream" | ternary $.root.Values.hangGuard "") }}
     retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}

@@ -2,7 +2,7 @@
 
 {{- define "router.validate" -}}
 {{- $refusals := list (include "plane.refuseMonitoring" .) -}}
-{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Auth" "Access" "Clients" "Dashboards" "Policy" -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Auth" "Access" "Budgets" "Clients" "Dashboards" "Policy" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}

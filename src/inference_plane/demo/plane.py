@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from inference_plane import helm
 from inference_plane.checkout import VALUES
 from inference_plane.onehost import model
 from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
+from inference_plane.onehost.budgets import NAME as RATELIMIT
+from inference_plane.onehost.budgets import RateLimit, Store
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.engine import LlamaServer
 from inference_plane.onehost.issuer import Issuer
@@ -33,6 +36,8 @@ from .scenes import Conditions
 CHART = "inference-plane"
 #: Beside the environment: two teams may call, and one of them alone the model that never leaves.
 CALLERS = {"teams": {"care": {}, "appeals": {}}, "models": {"records": {"access": {"teams": ["care"]}}}}
+#: A third team, which one answer of the demonstration takes over its budget.
+BUDGET = {"trial": {"tokensPerMinute": 20}}
 ENVIRONMENT = VALUES / "local.yaml"
 NAMESPACE = "inference"
 MIDDLEWARE = "plane_middleware.py"
@@ -137,14 +142,15 @@ class Plane(contextlib.ExitStack):
 
     Logs and rendered files stand in `folder`. `step` is told what begins. While it runs, `url` is where clients call,
     `bedrock_url` where the stand-in is; `bedrock` knows what it saw, `issuer` signs tokens that the router believes.
+    With `budgets` the team `trial` has a token budget; the rate-limit service has to be built for that.
 
     Raises on entry: Missing; helm.HelmError; NotReady where a process does not come up, with the end of its log;
     OSError or RuntimeError where a port is taken.
     """
 
-    def __init__(self, folder: Path, step: Step) -> None:
+    def __init__(self, folder: Path, step: Step, *, budgets: bool) -> None:
         super().__init__()
-        self.folder, self.step = folder, step
+        self.folder, self.step, self.budgets = folder, step, budgets
         self.pods: dict[str, list[Pod]] = {}
         self._conditions = Conditions()
 
@@ -171,7 +177,8 @@ class Plane(contextlib.ExitStack):
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.issuer = Issuer()
         router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port) | {"auth": self.issuer.values()}
-        overlay = {"router": router, "global": CALLERS}
+        teams = CALLERS["teams"] | (BUDGET if self.budgets else {})
+        overlay = {"router": router, "global": CALLERS | {"teams": teams}}
         with self.step(f"Helm renders charts/{CHART} with values/{ENVIRONMENT.name}"):
             self.render = helm.template(CHART, files=[ENVIRONMENT], values=overlay, namespace=NAMESPACE)
         found = engines(self.render)
@@ -188,6 +195,10 @@ class Plane(contextlib.ExitStack):
                     for number, address in enumerate(free_addresses(engine.replicas, int(engine.flags["--port"])))
                 ]
         self._list_pods(True)
+        if self.budgets:
+            with self.step("the rate-limit service starts, with a Redis to count in"):
+                ratelimit = RateLimit(self.processes, self.render, self.folder, Store(self.processes, self.folder))
+                self.dns.set(f"{RATELIMIT}.{NAMESPACE}.svc.cluster.local", [ratelimit.host])
         with self.step("Envoy starts on the rendered files and finds the engines"):
             self.router = Router(self.processes, self.render, self.folder, credentials.env)
             self.url = self.router.url
@@ -208,6 +219,9 @@ class Plane(contextlib.ExitStack):
                 self._list_pods(wanted.fleet)
                 self._settle(wanted.fleet)
         self._conditions = wanted
+        if (left := 60 - time.time() % 60) < wanted.minute_left:
+            with self.step("a new minute begins, and with it every token budget"):
+                time.sleep(left + 0.1)
         self.processes.check()
 
     def _list_pods(self, ready: bool) -> None:

@@ -16,6 +16,8 @@ from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
 
 from .bedrock import Bedrock, BedrockBehaviour, CredentialEndpoint
+from .budgets import NAME as RATELIMIT
+from .budgets import RateLimit, Store, has_budgets
 from .dns import DnsServer
 from .processes import Processes, free_addresses
 from .replay import ReplayEngine
@@ -32,8 +34,8 @@ class Bed(contextlib.ExitStack):
 
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
     is an ASGI application that serves a model in place of a replayed engine; `names` are further names that DNS knows,
-    with their addresses. While it runs, `engines[fleet]` are the
-    pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
+    with their addresses. Where a team has a token budget, `ratelimit` counts it in `store`. While it runs,
+    `engines[fleet]` are the pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
     def __init__(
@@ -79,6 +81,10 @@ class Bed(contextlib.ExitStack):
             ]
             self.scale(fleet, count)
         self.render = self.rendered(self.values)
+        if has_budgets(self.render):
+            self.store = Store(self.processes, self.folder)
+            self.ratelimit = RateLimit(self.processes, self.render, self.folder, self.store)
+            self.dns.set(f"{RATELIMIT}.{self.namespace}.svc.cluster.local", [self.ratelimit.host])
         self.router = Router(self.processes, self.render, self.folder, self._credentials.env)
         self.url = self.router.url
         self.wait_for_engines()

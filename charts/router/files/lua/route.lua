@@ -76,6 +76,22 @@ local function write_start(h, id, caller, model, residency, bytes)
     .. ',"requested_residency":' .. quoted(residency) .. ',"request_bytes":' .. bytes)
 end
 
+-- Says in metadata which budgets of the caller's team a request is charged to, and how much at admission: an estimate
+-- of its prompt, for a body of so many bytes. Nothing where the team has no budget that this model counts for.
+--   inference-plane: budget_team, budget_model  the keys of the budgets; absent where there is none
+--   inference-plane: budget_estimate            in tokens
+--   inference-plane: unlimited                  the limit of a charge, which is no question
+local function charge(h, caller, model, bytes)
+  local budget = caller and caller.budget
+  local of_model = budget and budget.models and budget.models[model]
+  if not budget or not (budget.whole or of_model) then return end
+  local metadata = h:streamInfo():dynamicMetadata()
+  if budget.whole then metadata:set("inference-plane", "budget_team", caller.team) end
+  if of_model then metadata:set("inference-plane", "budget_model", of_model) end
+  metadata:set("inference-plane", "budget_estimate", math.ceil(bytes / budget.bytes_per_token))
+  metadata:set("inference-plane", "unlimited", {requests_per_unit = 4294967295, unit = "MINUTE"})
+end
+
 function envoy_on_request(h)
   local headers = h:headers()
   local caller = h:streamInfo():dynamicMetadata():get("inference-plane")  -- of identity.lua
@@ -105,7 +121,10 @@ function envoy_on_request(h)
         h:headers():replace("x-plane-refused", "the router cannot write its audit log")
         return h:respond({[":status"] = "503"})
       end
-      if model then mark_affinity(h, model, text, found) end
+      if model then
+        charge(h, caller, model, body:length())
+        mark_affinity(h, model, text, found)
+      end
     end
   elseif method == "GET" and not by_path then
     local id = match(path, "^/v1/models/([^?]+)")
