@@ -19,7 +19,10 @@ LAYERS = {
     "render": (("render",), "regressions, drift, dead values; objects and relations of every install"),
     "objects": (("manifests",), "what an API server would refuse or prune: schemas, CRDs with their CEL rules"),
     "delivery": (("delivery",), "Applications that render something else, packages, workflows, one file a model"),
-    "parts": (("lua", "middleware", "onehost", "bench"), "the body scan, the engine middleware, the stand-ins"),
+    "parts": (
+        ("lua", "middleware", "onehost", "bench", "policy"),
+        "the body scan, the engine middleware, the policy service, the stand-ins",
+    ),
     "alerts": (("alerts",), "alerts that stay silent, or fire for nothing: Prometheus' own engine on the rules"),
     "router": (("router", "demo"), "lost requests, leaks, wrong accounting: real Envoy on the rendered files"),
     "lint": (("lint",), "what chart-testing and actionlint refuse, both built once from Go modules"),
