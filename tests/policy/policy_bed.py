@@ -1,4 +1,4 @@
-"""The policy service on one machine: engines and routers that answer recorded text, a stand-in for the Kubernetes API."""
+"""The policy service on one machine: engines and routers that answer recorded text, a stand-in for the API server."""
 
 from __future__ import annotations
 

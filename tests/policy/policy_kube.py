@@ -61,7 +61,9 @@ class KubeStandIn:
 
     # What tests put in.
 
-    def slice(self, namespace: str, service: str, addresses: list[str], engine: bool = True, **conditions: bool) -> None:
+    def slice(
+        self, namespace: str, service: str, addresses: list[str], engine: bool = True, **conditions: bool
+    ) -> None:
         """The EndpointSlice of a Service, replaced; its labels are the Service's, as the controller copies them."""
         labels = {"kubernetes.io/service-name": service, "app.kubernetes.io/name": service}
         labels["app.kubernetes.io/component"] = "engine" if engine else "router"

@@ -36,7 +36,6 @@ class Request:
     engine: Pod | None = None
     router: int = 0
     started: float | None = None
-    gone: bool = False
 
 
 @dataclass
@@ -47,7 +46,6 @@ class Pod:
     ready_at: float
     down: bool = False
     error_ratio: float = 0.0
-    slowness: float = 1.0
     errors_in_a_row: int = 0
     ejected_until: float = 0.0
     running: int = 0
@@ -81,6 +79,11 @@ class Result:
     turned_away: int = 0
     vain_tries: int = 0
     late: int = 0
+    queued: list[float] = field(default_factory=list)
+
+    def waits(self, share: float) -> float:
+        """Seconds within which `share` of the fleet's requests began to run."""
+        return sorted(self.queued)[int(share * (len(self.queued) - 1))]
 
     @property
     def fraction(self) -> float:
@@ -102,7 +105,10 @@ class Result:
 
 
 class World:
-    """`rate(t)` is requests a second. `policy=False` keeps the share at 0: the rules of each request alone."""
+    """`rate(t)` is requests a second. `policy=False` keeps the share at 0: the rules of each request alone.
+
+    `slots` run at once in an engine, `admits` are in it with those that wait; `kv_places` requests fill its KV cache.
+    """
 
     def __init__(
         self,
@@ -119,6 +125,7 @@ class World:
         bedrock_seconds: float | None = None,
         movable: float = 1.0,
         budget: float | None = None,
+        kv_places: int = 1000,
         routers: int = 2,
         node_seconds: float = 120.0,
         load_seconds: float = 120.0,
@@ -127,7 +134,7 @@ class World:
     ) -> None:
         self.rate, self.policy, self.slots, self.admits = rate, policy, slots, admits
         self.seconds, self.bedrock_seconds = seconds, bedrock_seconds or seconds
-        self.movable, self.budget = movable, budget
+        self.movable, self.budget, self.kv_places = movable, budget, kv_places
         self.node_seconds, self.load_seconds, self.shortage = node_seconds, load_seconds, shortage
         self.min_replicas = replicas if min_replicas is None else min_replicas
         self.max_replicas = max_replicas or replicas
@@ -230,13 +237,12 @@ class World:
     def _run(self, router: Router, request: Request, pod: Pod) -> None:
         pod.running += 1
         request.started = self.now
-        waited = self.now - request.at + 0.3 * pod.slowness
+        self.result.queued.append(self.now - request.at)
+        waited = self.now - request.at + 0.3
         pod.first_tokens[next(bound for bound in BOUNDS if waited <= bound)] += 1
-        self._later(self.now + request.seconds * pod.slowness, lambda: self._done(router, request, pod))
+        self._later(self.now + request.seconds, lambda: self._done(router, request, pod))
 
     def _done(self, router: Router, request: Request, pod: Pod) -> None:
-        if request.gone:
-            return
         pod.running -= 1
         pod.seconds += self.now - request.at
         pod.queue_seconds += (request.started or self.now) - request.at
@@ -293,7 +299,7 @@ class World:
         if "engines" not in self.lost:
             for pod in self.pods:
                 if pod.ready(now) and pod.name not in self.lost:
-                    book.put_engine(NAME, pod.name, _engine_reading(pod), now)
+                    book.put_engine(NAME, pod.name, _engine_reading(pod, self.kv_places), now)
         if "routers" not in self.lost:
             healthy = 1 + sum(pod.ready(now) and now >= pod.ejected_until for pod in self.pods)
             for address, router in self.routers.items():
@@ -329,12 +335,13 @@ class World:
         return self.result
 
 
-def _engine_reading(pod: Pod) -> EngineReading:
+def _engine_reading(pod: Pod, kv_places: int) -> EngineReading:
     sums, total = {}, 0.0
     for bound in BOUNDS:
         total += pod.first_tokens[bound]
         sums[bound] = total
-    return EngineReading(pod.running, len(pod.queue), pod.running / 64, pod.seconds, pod.queue_seconds, pod.requests, sums)
+    cache = pod.running / kv_places
+    return EngineReading(pod.running, len(pod.queue), cache, pod.seconds, pod.queue_seconds, pod.requests, sums)
 
 
 def _router_reading(router: Router, healthy: int) -> dict[str, ClusterReading]:

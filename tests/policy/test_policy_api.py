@@ -1,4 +1,4 @@
-"""The policy service's part of the Kubernetes API, against a stand-in that knows its routes: lists, the Lease, Events."""
+"""The policy service's part of the Kubernetes API, against a stand-in that knows its routes: lists and the Lease."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_engines_are_the_ready_endpoints_of_engine_services(kube: KubeStandIn) -
     kube.slice("elsewhere", "other", ["10.0.0.9"])
     found = ask(kube, lambda api: api.ready(NAMESPACE))
     assert found == {
-        (NAMESPACE, "summary"): ["10.0.0.1", "10.0.0.2"], (NAMESPACE, "intake"): [], (NAMESPACE, "draining"): [],
+        (NAMESPACE, "summary"): ["10.0.0.1", "10.0.0.2"],
+        (NAMESPACE, "intake"): [],
+        (NAMESPACE, "draining"): [],
     }
     assert ask(kube, lambda api: api.ready(NAMESPACE, "router")) == {(NAMESPACE, "router"): ["10.1.0.1"]}
     assert all(query["resourceVersion"] == ["0"] for _, _, query in kube.asked), "from the API server's cache"
@@ -57,11 +59,14 @@ def test_engines_are_the_ready_endpoints_of_engine_services(kube: KubeStandIn) -
 
 def test_several_slices_of_a_service_are_one(kube: KubeStandIn) -> None:
     kube.slice(NAMESPACE, "summary", ["10.0.0.1"])
+    labels = {"kubernetes.io/service-name": "summary", "app.kubernetes.io/component": "engine"}
     second = {
-        "metadata": {"name": "summary-y", "labels": {"kubernetes.io/service-name": "summary", "app.kubernetes.io/component": "engine"}},
+        "metadata": {"name": "summary-y", "labels": labels},
         "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {}}, {"addresses": ["10.0.0.1"]}],
     }
     kube._put("endpointslices", NAMESPACE, "summary-y", second)
+    other_family = second | {"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]}
+    kube._put("endpointslices", NAMESPACE, "summary-6", other_family)
     assert ask(kube, lambda api: api.ready(NAMESPACE)) == {(NAMESPACE, "summary"): ["10.0.0.1", "10.0.0.2"]}
 
 
@@ -132,8 +137,11 @@ def test_a_lease_is_old_by_the_clock_of_whoever_looks(kube: KubeStandIn) -> None
     lease = {
         "metadata": {"name": "router-policy"},
         "spec": {
-            "holderIdentity": "z_10.0.0.9:8090", "leaseDurationSeconds": 15,
-            "renewTime": "2001-01-01T00:00:00.000000Z", "acquireTime": "2101-01-01T00:00:00.000000Z", "leaseTransitions": 4,
+            "holderIdentity": "z_10.0.0.9:8090",
+            "leaseDurationSeconds": 15,
+            "renewTime": "2001-01-01T00:00:00.000000Z",
+            "acquireTime": "2101-01-01T00:00:00.000000Z",
+            "leaseTransitions": 4,
         },
     }
     kube._put("leases", NAMESPACE, "router-policy", lease)

@@ -20,8 +20,8 @@ IMAGE = ROOT / "images" / "plane"
 def packages(path: Path) -> dict[str, str]:
     """Each requirement with its version and hashes, by name; without markers, as the lock needs fewer of them."""
     text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
-    blocks = re.split(r"\n(?=\S)", text.strip())
-    return {re.split(r"[=\s]", block, maxsplit=1)[0]: re.sub(r" ; .*?(?= --hash)", "", re.sub(r"\s*\\?\s+", " ", block)) for block in blocks}
+    lines = [re.sub(r"\s*\\?\s+", " ", block) for block in re.split(r"\n(?=\S)", text.strip())]
+    return {re.split("[= ]", line, maxsplit=1)[0]: re.sub(r" ; .*?(?= --hash)", "", line) for line in lines}
 
 
 def test_its_packages_are_those_of_the_lock() -> None:

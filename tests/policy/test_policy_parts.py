@@ -66,6 +66,11 @@ def configured(**changes: Any) -> Config:
     return parse(json.dumps(World().config() | changes))
 
 
+def of_model(**changes: Any) -> dict[str, Any]:
+    model = {"namespace": "i", "fleets": ["a"], "fallback": True, "requestsPerReplica": 1}
+    return {"models": {"a": model | changes}}
+
+
 def test_the_config_of_the_docstring_is_one() -> None:
     text = package.__doc__.split("need a restart:")[1].split("`namespace` is")[0]
     shown = parse(text)
@@ -79,13 +84,15 @@ def test_the_config_of_the_docstring_is_one() -> None:
     [
         ({"tikSeconds": 1}, "tikSeconds: nobody knows this key; known are lease, listen, models, namespace, routers, "),
         ({"tuning": {"hold": 1}}, "tuning.hold: nobody knows this key; known are "),
-        ({"models": {"a": {"namespace": "i", "fleets": ["a"], "fallback": True}}}, "models.a.requestsPerReplica: it is missing and has no default"),
+        ({"models": {"a": {}}}, "models.a.namespace: it is missing and has no default"),
         ({"models": {"a": "b"}}, "models.a: it is no object"),
-        ({"models": {"a": {"namespace": "i", "fleets": [], "fallback": True, "requestsPerReplica": 1}}}, "models.a.fleets: it is empty, so there is nothing to read"),
-        ({"models": {"a": {"namespace": "i", "fleets": ["a"], "fallback": "yes", "requestsPerReplica": 1}}}, 'models.a.fallback: "yes" is no true or false'),
-        ({"models": {"a": {"namespace": "i", "fleets": ["a"], "fallback": True, "requestsPerReplica": 1.5}}}, "models.a.requestsPerReplica: 1.5 is no whole number"),
+        (of_model(fleets=[]), "models.a.fleets: it is empty, so there is nothing to read"),
+        (of_model(fleets="a"), "models.a.fleets: it is no list"),
+        (of_model(fallback="yes"), 'models.a.fallback: "yes" is no true or false'),
+        (of_model(requestsPerReplica=1.5), "models.a.requestsPerReplica: 1.5 is no whole number"),
+        (of_model(requestsPerReplica=0), "models.a.requestsPerReplica: it is below 1"),
         ({"tickSeconds": 0}, "tickSeconds: it is not above 0"),
-        ({"lease": {"durationSeconds": 5, "renewSeconds": 5}}, "lease: durationSeconds 5 is not 2 x renewSeconds 5 or more, so one slow renewal would lose the lead"),
+        ({"lease": {"durationSeconds": 5}}, "lease: durationSeconds 5 is not 2 x renewSeconds 5 or more, so one slow "),
         ({"tuning": {"easyUse": 1}}, "tuning.easyUse: it is not below targetUse and 1, so the share would swing"),
         ({"tuning": {"holdSeconds": -1}}, "tuning.holdSeconds: -1 is not above 0"),
     ],
@@ -174,7 +181,9 @@ def book(**model: Any) -> Book:
     return Book(Config(NAMESPACE, Routers(NAMESPACE), {MODEL: entry}))
 
 
-def router_reading(active: float = 0, elsewhere: float = 0, healthy: int = 3, **codes: float) -> dict[str, ClusterReading]:
+def router_reading(
+    active: float = 0, elsewhere: float = 0, healthy: int = 3, **codes: float
+) -> dict[str, ClusterReading]:
     final = {name[6:]: count for name, count in codes.items() if name.startswith("final_")}
     retried = {name[8:]: count for name, count in codes.items() if name.startswith("retried_")}
     return {
@@ -322,15 +331,19 @@ def test_a_quicker_fallback_counts_as_the_engine_time_it_saves() -> None:
     assert decided(quick).share == 50
 
 
-def test_a_full_kv_cache_is_named() -> None:
-    assert decided(dataclasses.replace(FULL, kv_cache=0.97)).reasons == (Reason.KV_CACHE,)
+def test_a_full_kv_cache_makes_a_fleet_full_that_still_admits() -> None:
+    """4 run where 12 are admitted, and as many wait."""
+    bound = dataclasses.replace(WELL, running=4, waiting=5, in_fleet=9, saturated=2.0, kv_cache=0.97)
+    assert decided(bound).reasons == (Reason.KV_CACHE,) and decided(bound).share == 20
+    assert decided(dataclasses.replace(bound, kv_cache=0.9)).share == 0
+    assert decided(dataclasses.replace(bound, waiting=3)).share == 0
 
 
 def test_waiting_for_accelerators_makes_full_come_earlier() -> None:
     busy = dataclasses.replace(WELL, running=12, waiting=8, saturated=6.0, elsewhere=4)
     assert decided(busy).share == 0
     starved = dataclasses.replace(busy, pending=1, pending_seconds=61)
-    assert decided(starved).share == 25
+    assert decided(starved).share == 30, "1 - 12 / (16 + what is above 80 % of 24)"
     assert decided(starved).reasons == (Reason.PENDING, Reason.QUEUE)
     assert decided(dataclasses.replace(starved, pending_seconds=59)).share == 0, "a node takes a minute"
 
@@ -491,4 +504,4 @@ def test_every_reason_has_words_and_a_place_in_the_guide() -> None:
 def test_every_tuning_is_in_the_guide_with_its_default() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
     for field in dataclasses.fields(Tuning):
-        assert f"| `{field.name}` | {field.default:g} |" in guide, field.name
+        assert f"| `{field.name}` | {field.default:.10g} |" in guide, field.name

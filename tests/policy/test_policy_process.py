@@ -297,7 +297,8 @@ def test_a_real_envoy_takes_the_shares_and_keeps_the_last_ones(world: World, sta
     with Processes() as processes:
         processes.start(
             "envoy",
-            [shutil.which("envoy") or "envoy", "-c", tmp_path / "envoy.json", "--use-dynamic-base-id", "--concurrency", "1"],
+            [shutil.which("envoy") or "envoy", "--config-path", tmp_path / "envoy.json"]
+            + ["--disable-hot-restart", "--concurrency", "1"],
             log_path=tmp_path / "envoy.log",
             ready=f"http://127.0.0.1:{admin}/ready",
         )

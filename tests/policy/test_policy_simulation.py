@@ -175,6 +175,14 @@ def test_requests_that_may_not_leave_get_the_room_of_those_that_may() -> None:
     assert policy.switches <= 2
 
 
+def test_a_full_kv_cache_keeps_the_queue_short() -> None:
+    """Long prompts: 10 run in an engine that admits 60."""
+    alone, policy = both(HOUR, surge(0.8, 2, 600, 2400), replicas=2, slots=10, admits=60, kv_places=10)
+    assert policy.waits(0.95) < alone.waits(0.95) / 2
+    assert policy.fraction <= alone.fraction + 0.08
+    assert policy.switches <= 3
+
+
 @pytest.mark.parametrize("speed", [5.0, 45.0])
 def test_a_fallback_that_is_quicker_or_slower_changes_little(speed: float) -> None:
     alone, policy = both(HOUR, lambda t: 3.5, bedrock_seconds=speed, **SMALL)

@@ -35,8 +35,8 @@ routers, `port` their status port. `tuning` takes fields of `config.Tuning`. Of 
 `fallback` and `requestsPerReplica` are required: `fleets` are its Services and the values of app.kubernetes.io/name of
 its pods; `requestsPerReplica` is what one replica admits, running and waiting; without `fallback` it never gets a
 share and has demand alone. `deployments[0]`, by default `fleets[0]`, is what Events are about. `metricsPort` is 8001 by
-default, `minReplicas` and `maxReplicas` are 1, `firstTokenBudgetMs` is null. `listen`, `lease`, `tickSeconds`, `tuning`,
-`routers.service` and `routers.port` have the defaults that stand above.
+default, `minReplicas` and `maxReplicas` are 1, `firstTokenBudgetMs` is null. `listen`, `lease`, `tickSeconds`,
+`tuning`, `routers.service` and `routers.port` have the defaults that stand above.
 
 HTTP on that port:
 

@@ -48,7 +48,7 @@ async def serve(path: Path, config: Config, kubernetes: Kubernetes, identity: st
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m inference_plane.policy", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the JSON file that Helm rendered")
-    parser.add_argument("--kubernetes", metavar="URL", help="an API server without credentials, as kubectl proxy is one")
+    parser.add_argument("--kubernetes", metavar="URL", help="an API server that asks for no token, as kubectl proxy")
     options = parser.parse_args()
     try:
         config = load(options.config)

@@ -132,7 +132,8 @@ class Book:
             requests = increase(reading.requests, before.requests)
             seconds = increase(reading.seconds, before.seconds)
             page.engine_seconds.add(seconds, requests)
-            page.serving_seconds.add(seconds - min(seconds, increase(reading.queue_seconds, before.queue_seconds)), requests)
+            queued = increase(reading.queue_seconds, before.queue_seconds)
+            page.serving_seconds.add(max(0.0, seconds - queued), requests)
             tokens = {
                 bound: increase(count, before.first_tokens.get(bound, 0.0))
                 for bound, count in reading.first_tokens.items()
@@ -180,6 +181,7 @@ class Book:
         fresh = now - pods_at <= tuning.staleSeconds
         pods = [waiting[fleet] for name in model.fleets if fresh and (fleet := (model.namespace, name)) in waiting]
         answers, scale = self._answers(now)
+        fallback = f"bedrock/{name}"
         fleets = [f"fleet/{fleet}" for fleet in model.fleets]
         return Signals(
             ready=len(self._addresses(model)),
@@ -192,7 +194,7 @@ class Book:
             engines_age=self._engines_age(page, now),
             first_token_p95_ms=_first_token_p95(page, tuning) if model.firstTokenBudgetMs else None,
             in_fleet=scale * sum(answer[f].active for answer in answers for f in fleets if f in answer),
-            elsewhere=scale * sum(answer[f"bedrock/{name}"].active for answer in answers if f"bedrock/{name}" in answer),
+            elsewhere=scale * sum(answer[fallback].active for answer in answers if fallback in answer),
             tries=sum(entry.tries for entry in page.window),
             refused=sum(entry.refused for entry in page.window),
             errors=sum(entry.errors for entry in page.window),

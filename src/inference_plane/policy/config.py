@@ -58,8 +58,10 @@ class Tuning:
     lateUse: float = 0.9
     # Shedding ends below this use of what runs at once while others wait, lateness below this part of where it begins.
     easyUse: float = 0.9
-    # KV cache use, mean of the engines, from which on a waiting request says that no more fits.
+    # KV cache use, mean of the engines, from which on a waiting request says that no more fits; the fleet is full when
+    # this part of what runs waits.
     kvCacheUse: float = 0.95
+    kvCacheQueue: float = 1.0
     # Errors over tries in the fleet, over windowSeconds and from minErrors on, that make it sick. It is well again at
     # half of it, if there were minProbes.
     errorRatio: float = 0.5
@@ -79,8 +81,8 @@ class Tuning:
     holdSeconds: float = 30.0
     lowerPoints: int = 10
     lowerSeconds: float = 10.0
-    # A fleet that fails again while it recovers has its hold time doubled, at most so often, until it has had no share
-    # for forgetSeconds.
+    # A fleet that fails again while it recovers, or needs a share again soon after, has its hold time doubled, at most
+    # so often, until it has had no share for forgetSeconds.
     maxDoublings: int = 3
     forgetSeconds: float = 600.0
     # What stays on a fleet that has engines, however sick it looks.

@@ -4,8 +4,8 @@ No input, no output, no clock: times are seconds of any monotonic clock, given b
 
 The share is what the fleet cannot take. `wanted` requests would run at once, were the fleet large enough, and `room` is
 what does run at once while others wait, so `1 - room / wanted` must go elsewhere. `wanted` counts those that are
-elsewhere already, so the share does not chase itself, and not those that wait, so a queue that drained does not look
-like the end of a surge. What no arithmetic foresees (requests that may not leave and fill the fleet) adds steps while
+elsewhere already, so the share does not chase itself, and of those that wait only what is beyond full, so a queue that
+drained does not look like the end of a surge. What no arithmetic foresees (requests that may not leave and fill the fleet) adds steps while
 the trouble stays. A share rises at once and falls slowly, after a time without need; a fleet that has engines keeps a
 probe share, so that its recovery is seen.
 """
@@ -96,7 +96,8 @@ class Memory:
     loaded: bool = False
     late: bool = False
     sick: bool = False
-    # How often a fleet failed again while it recovered: each doubles the time without need that lowering waits for.
+    # How often a fleet failed again while it recovered, or needed a share again soon after: each doubles the time
+    # without need that lowering waits for.
     relapses: int = 0
 
     _TIMES = ("known_at", "needed_at", "raised_at", "lowered_at", "error_at", "wanted_at")
@@ -208,20 +209,25 @@ def _needed(
     reasons: set[Reason] = set()
     needed = 0.0
 
-    full = inside >= (tuning.pendingUse if starved else tuning.fullUse) * ready * model.requestsPerReplica
+    # How many may be in the fleet, running and waiting, before it counts as full. Where the KV cache is full, fewer run
+    # than an engine admits, so that its queue would be long before it is.
+    allowed = (tuning.pendingUse if starved else tuning.fullUse) * ready * model.requestsPerReplica
     engines = signals.engines_age <= tuning.staleSeconds
+    kv_bound = engines and signals.kv_cache >= tuning.kvCacheUse and signals.waiting > 0
+    if kv_bound:
+        allowed = min(allowed, (1 + tuning.kvCacheQueue) * signals.running)
+    full = inside >= allowed
     budget, p95 = model.firstTokenBudgetMs, signals.first_token_p95_ms
     late = bool(engines and budget and p95 and p95 > budget * tuning.lateUse * (tuning.easyUse if memory.late else 1))
     refused = signals.tries > 0 and signals.refused / signals.tries >= tuning.refusedRatio
 
     # What does not fit.
-    wanted = memory.wanted or 0.0
+    wanted = (memory.wanted or 0.0) + max(0.0, inside - allowed)
     loaded = full or late or refused or (memory.loaded and wanted >= tuning.easyUse * room)
     if loaded:
         needed = max(tuning.stepPoints, 100 * (1 - tuning.targetUse * room / wanted) if wanted else 0.0)
         if not (full or late or refused):
             needed = min(needed, memory.share)  # Nothing is in need of more while the fleet still takes what comes.
-        kv_bound = engines and signals.kv_cache >= tuning.kvCacheUse and signals.waiting > 0
         reasons.add(Reason.KV_CACHE if kv_bound else Reason.QUEUE)
     if starved and loaded:
         reasons.add(Reason.PENDING)
@@ -256,7 +262,7 @@ def _move(tuning: Tuning, memory: Memory, needed: int, failed: bool, now: float)
     if needed > share:
         if not share and now - memory.lowered_at > tuning.forgetSeconds:
             relapses = 0
-        elif failed and memory.lowered_at > memory.raised_at:
+        elif (failed or not share) and memory.lowered_at > memory.raised_at:
             relapses = min(tuning.maxDoublings, relapses + 1)
         memory = dataclasses.replace(memory, share=needed, raised_at=now, needed_at=now, relapses=relapses)
         return needed, memory

@@ -10,7 +10,7 @@ from .config import Model
 from .decide import Decision, Reason
 
 _CONTROLLER = "inference-plane/policy"
-#: Seconds between two Events of one model, and the Events that may come at once, of which one more each so many seconds.
+#: Seconds between two Events of one model; how many may come at once, and seconds until there may be one more.
 _MODEL_SECONDS = 60.0
 _BURST, _REFILL_SECONDS = 20, 10.0
 
@@ -53,7 +53,8 @@ def event(name: str, model: Model, before: int, decision: Decision, instance: st
     """An Event about the model's first Deployment, of a share that left 0 or came back to it."""
     began = before == 0
     note = (
-        f"{decision.share} % of the requests to {name} that may leave go to its fallback first: {words(decision.reasons)}"
+        f"{decision.share} % of the requests to {name} that may leave go to its fallback first: "
+        + words(decision.reasons)
         if began
         else f"All requests to {name} go to its fleet first again"
     )

@@ -59,6 +59,8 @@ class Kubernetes:
         items, _ = await self._list(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", selector)
         found: dict[Fleet, list[str]] = {}
         for item in items:
+            if item.get("addressType", "IPv4") != "IPv4":
+                continue  # A pod of two families has a slice of each; routers ask DNS for IPv4 alone.
             name = item.get("metadata", {}).get("labels", {}).get(_SERVICE)
             addresses = found.setdefault((namespace, name), [])
             for endpoint in item.get("endpoints") or ():

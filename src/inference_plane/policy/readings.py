@@ -15,11 +15,12 @@ ROUTER_FILTER = (
     r"(membership_healthy|upstream_rq_active|upstream_rq_completed|(retry\.)?upstream_rq_[0-9]{3})$"
 )
 
-#: The samples of an engine that are parsed: vLLM shows some 600 lines, of which these are a few dozen. Lines of help have
-#: no brace; the patterns begin with letters, not with ^, because those are found six times as fast.
+#: The samples of an engine that are parsed: vLLM shows some 600 lines, of which these are a few dozen. Lines of help
+#: have no brace; the patterns begin with letters, not with ^, because those are found six times as fast.
 _ENGINE_LINES = re.compile(
     rb"vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|e2e_request_latency_seconds_(?:sum|count)|request_queue_time_seconds_sum|time_to_first_token_seconds_bucket)\{.*"
+    rb"|e2e_request_latency_seconds_(?:sum|count)|request_queue_time_seconds_sum"
+    rb"|time_to_first_token_seconds_bucket)\{.*"
 )
 _ROUTER_LINES = re.compile(
     rb"envoy_cluster_(?:membership_healthy|upstream_rq_active|upstream_rq_completed|(?:retry_)?upstream_rq)\{.*"
@@ -37,7 +38,8 @@ class EngineReading:
     running: float = 0.0
     waiting: float = 0.0
     kv_cache: float = 0.0
-    # Counters: seconds that ended requests took, those of it in the queue, and their number; first tokens by upper bound in seconds (cumulative).
+    # Counters: seconds that ended requests took, those of it in the queue, their number; first tokens by upper bound in
+    # seconds (cumulative).
     seconds: float = 0.0
     queue_seconds: float = 0.0
     requests: float = 0.0
@@ -46,7 +48,7 @@ class EngineReading:
 
 @dataclass(frozen=True)
 class ClusterReading:
-    """One cluster of one router. Counters are by status code: final answers, and tries that were followed by another."""
+    """One cluster of one router. Counters are by status: final answers, and tries that were followed by another."""
 
     healthy: float = 0.0
     active: float = 0.0
@@ -135,7 +137,7 @@ def _samples(lines: re.Pattern[bytes], text: bytes) -> Iterator[tuple[str, Mappi
 
 @functools.lru_cache(maxsize=65536)
 def _series(text: str) -> tuple[str, Mapping[str, str]]:
-    """Name and labels of a series. They are the same at each tick, and reading them is what costs. Raises ValueError."""
+    """Name and labels of a series: the same at each tick, and what reading costs most for. Raises ValueError."""
     (family,) = text_string_to_metric_families(f"{text} 0\n")
     (sample,) = family.samples
     if sample.timestamp is not None:

@@ -183,9 +183,9 @@ class Service:
         routers = self.config.routers
         self._start(f"endpoints of {routers.namespace}/{routers.service}", self._read_routers)
         for model, address, port in self.book.engines():
-            self._start(f"engine {_host(address)}:{port} of {model}", self._reader_of_engine(model, address, port))
+            self._start(f"engine {address}:{port} of {model}", self._reader_of_engine(model, address, port))
         for address in self.book.routers():
-            self._start(f"router {_host(address)}:{self.config.routers.port}", self._reader_of_router(address))
+            self._start(f"router {address}:{self.config.routers.port}", self._reader_of_router(address))
         await self._wait()
         now = self._clock()
         self.book.fade(now)
@@ -299,14 +299,14 @@ class Service:
 
     def _reader_of_engine(self, model: str, address: str, port: int) -> Callable[[], Coroutine[Any, Any, None]]:
         async def work() -> None:
-            body = await self._get(f"http://{_host(address)}:{port}/metrics")
+            body = await self._get(f"http://{address}:{port}/metrics")
             self.book.put_engine(model, address, parse_engine(body), self._clock())
 
         return work
 
     def _reader_of_router(self, address: str) -> Callable[[], Coroutine[Any, Any, None]]:
         async def work() -> None:
-            url = f"http://{_host(address)}:{self.config.routers.port}/metrics"
+            url = f"http://{address}:{self.config.routers.port}/metrics"
             body = await self._get(url, params={"filter": ROUTER_FILTER})
             self.book.put_router(address, parse_router(body), self._clock())
 
@@ -337,8 +337,8 @@ class Service:
     def _forget(self) -> None:
         """A pod that left is no source that fails."""
         port = self.config.routers.port
-        there = {f"engine {_host(address)}:{p} of {model}" for model, address, p in self.book.engines()}
-        there |= {f"router {_host(address)}:{port}" for address in self.book.routers()}
+        there = {f"engine {address}:{p} of {model}" for model, address, p in self.book.engines()}
+        there |= {f"router {address}:{port}" for address in self.book.routers()}
         for source in [s for s in self.failing if s.startswith(("engine ", "router ")) and s not in there]:
             del self.failing[source]
 
@@ -384,7 +384,8 @@ def _imported(value: Mapping[str, Any], now: float) -> View:
     """Raises KeyError, TypeError or ValueError where it is not what `_exported` makes."""
     decision = value["decision"]
     known = {f.name for f in dataclasses.fields(Signals)}
-    signals = {key: math.inf if entry is None and key.endswith("_age") else entry for key, entry in value["signals"].items()}
+    ages = {key: math.inf for key, entry in value["signals"].items() if entry is None and key.endswith("_age")}
+    signals = {**value["signals"], **ages}
     age = value["demand_age"]
     return View(
         decision=Decision(
@@ -399,7 +400,3 @@ def _imported(value: Mapping[str, Any], now: float) -> View:
         demand=value["demand"],
         demand_at=-math.inf if age is None else now - age,
     )
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
