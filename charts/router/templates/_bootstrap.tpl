@@ -264,8 +264,8 @@ duration_ms: "%DURATION%"
 {{/*
 The end lines' numbers as counters, for Prometheus: requests by status, tokens by kind. No value of a tag is a client's:
 team and cost center are those of global.teams, model and backend the catalogue's, so there are as many series as there
-are teams, models and backends that meet. Each kind has a logger of its own, which is not asked where there is nothing to
-add: Envoy complains of a number that is missing, and one of 0 costs as much as any.
+are teams, models and backends that meet. Each kind has a logger of its own, which is not asked where there is nothing
+to add: Envoy complains of a number that is missing, and one of 0 costs as much as any.
 */}}
 {{- define "router.usageCounters" -}}
 {{- range $kind := list "requests" "prompt" "completion" "cached" }}

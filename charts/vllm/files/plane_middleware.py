@@ -375,7 +375,12 @@ def engine_tokens(states: list[Any]) -> Tokens | None:
         begun = [state for state in states if not state.is_prefilling]
         # With n > 1 and no stream a sequence that has ended has left the map; its parent keeps what it said.
         parents = {id(state.parent_req): state for state in states if state.parent_req is not None}.values()
-        ended = [(state.prompt_len, len(o.token_ids)) for state in parents for o in state.parent_req.output_aggregator if o]
+        ended = [
+            (state.prompt_len, len(choice.token_ids))
+            for state in parents
+            for choice in state.parent_req.output_aggregator
+            if choice
+        ]
         prompts = {state.external_req_id: state.prompt_len for state in states if ended or state in begun}
         return Tokens(
             sum(prompts.values()),
@@ -598,9 +603,9 @@ class PlaneMiddleware:
     """The middleware; see the module's docstring for its contract.
 
     abort_grace is how long, in seconds, an app may run on after its budget was missed; a JSON reply of more than
-    max_held_body bytes passes without usage headers. `report` takes the line of each POST, `facts` replace what the pod's
-    environment says of it. An abort reaches a Starlette StreamingResponse at once only
-    where the server states an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
+    max_held_body bytes passes without usage headers. `report` takes the line of each POST; `facts` replace what the
+    pod's environment says of it. An abort reaches a Starlette StreamingResponse at once only where the server states
+    an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
     """
 
     def __init__(
