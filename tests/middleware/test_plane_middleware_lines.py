@@ -35,10 +35,16 @@ def final(prompt: int, completion: int, cached: int | None = None) -> bytes:
 
 
 async def _ask(
-    app: Any, headers: dict[str, str], path: str, leaves: asyncio.Event | None, engine: Any, options: dict[str, Any]
+    app: Any,
+    headers: dict[str, str],
+    path: str,
+    leaves: asyncio.Event | None,
+    engine: Any,
+    options: dict[str, Any],
+    request: bytes = b"{}",
 ) -> list[str]:
     lines: list[str] = []
-    waiting = [{"type": "http.request", "body": b"{}", "more_body": False}]
+    waiting = [{"type": "http.request", "body": request, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if waiting:
@@ -155,6 +161,35 @@ def test_the_responses_api_counts_at_its_end() -> None:
 def test_a_stream_with_several_choices_counts_each() -> None:
     parts = [chunk(0, 0), chunk(1, 0), chunk(2, 0), chunk(0, 1), chunk(1, 1), chunk(2, 1), chunk(1, 2), final(7, 4, 3)]
     assert tokens(line(streaming(parts))) == (7, 4, 3, 21)
+
+
+@pytest.mark.parametrize(
+    ("request_body", "prefilled"),
+    [(b'{"prompt":["a","b"]}', 9), (b'{"prompt":["a","b"], "n" : 2}', 18), (b'{"prompt":"say \\"n\\":7"}', 9)],
+)
+def test_choices_of_a_text_completion_may_be_prompts(request_body: bytes, prefilled: int) -> None:
+    choices = [{"index": index, "text": "w", "finish_reason": "stop"} for index in range(2)]
+    reply = {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await json_reply(json.dumps(reply, separators=(",", ":")).encode())(scope, receive, send)
+
+    (only,) = asyncio.run(_ask(app, {}, "/v1/completions", None, None, {}, request_body))
+    assert tokens(json.loads(only)) == (9, 4, 0, prefilled)
+
+
+def test_a_stream_of_several_prompts_that_is_left_counts_those_that_began() -> None:
+    parts = [chunk(0, 1, 5), chunk(1, 2, 5), chunk(2, 1, 6), chunk(3, 0, 6)]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start())
+        for part in parts:
+            await send(body(part))
+
+    (only,) = asyncio.run(_ask(app, {}, "/v1/completions", None, None, {}, b'{"prompt":["a","b"],"n":2}'))
+    assert tokens(json.loads(only)) == (11, 4, 0, 16)
 
 
 @pytest.mark.parametrize(
