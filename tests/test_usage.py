@@ -45,6 +45,9 @@ def engine(request_id: str | None = "r1", tokens: tuple[int, ...] | None = (16, 
 
 AT_BEDROCK = {"backend": "bedrock", "model_version": "gpt", "upstream": "10.0.9.9:443", "attempts": 3}
 STREAM = {"content_type": "text/event-stream"}
+SEEN = {"prompt_tokens": 16, "completion_tokens": 5}
+LEFT = {"status": 0, "flags": "DownstreamConnectionTermination"}
+UNREACHED = {"status": 503, "details": "upstream_reset_before_response_started", "flags": "UpstreamConnectionFailure"}
 FLEET = usage.Key("care", "4710", "summary", "v7", "fleet")
 BEDROCK = usage.Key("care", "4710", "summary", "gpt", "bedrock")
 
@@ -59,22 +62,22 @@ def reported(*lines: dict[str, Any]) -> usage.Report:
     ("lines", "key", "use"),
     [
         ((start(), end(prompt_tokens=16, completion_tokens=8), engine()), FLEET, usage.Use(1, 16, 8, 4)),
-        ((start(), end(prompt_tokens=16, completion_tokens=5, **STREAM), engine(tokens=(16, 6, 0))), FLEET, usage.Use(1, 16, 6)),
-        ((start(), end(prompt_tokens=16, completion_tokens=5, **STREAM)), FLEET, usage.Use(1, 16, 5)),
-        ((start(), end(status=0, flags="DownstreamConnectionTermination"), engine(tokens=(16, 3, 0))), FLEET, usage.Use(1, 16, 3)),
+        ((start(), end(**SEEN, **STREAM), engine(tokens=(16, 6, 0))), FLEET, usage.Use(1, 16, 6)),
+        ((start(), end(**SEEN, **STREAM)), FLEET, usage.Use(1, 16, 5)),
+        ((start(), end(**LEFT), engine(tokens=(16, 3, 0))), FLEET, usage.Use(1, 16, 3)),
         ((start(), end(status=429, reason="engine-busy"), engine(tokens=(0, 0, 0))), FLEET, usage.Use(1)),
         ((start(), engine()), FLEET, usage.Use(1, 16, 8, 4)),
-        ((start(), bedrock(), end(prompt_tokens=21, completion_tokens=10, **AT_BEDROCK)), BEDROCK, usage.Use(1, 21, 10)),
+        ((start(), bedrock(), end(**AT_BEDROCK, **SEEN)), BEDROCK, usage.Use(1, 16, 5)),
         ((start(), bedrock(), end(status=429, **AT_BEDROCK)), BEDROCK, usage.Use(1)),
-        ((start(), bedrock(), end(status=503, details="reset", flags="UpstreamConnectionFailure", **AT_BEDROCK)), BEDROCK, usage.Use(1)),
+        ((start(), bedrock(), end(**AT_BEDROCK, **UNREACHED)), BEDROCK, usage.Use(1)),
         ((start(), bedrock(), end(**AT_BEDROCK, **STREAM)), BEDROCK, usage.Use(1, 110, 4, 0, 114)),
-        ((start(), bedrock(), end(status=0, **AT_BEDROCK)), BEDROCK, usage.Use(1, 110, 0, 0, 110)),
+        ((start(), bedrock(), end(**AT_BEDROCK, **LEFT)), BEDROCK, usage.Use(1, 110, 0, 0, 110)),
         ((start(), bedrock()), BEDROCK, usage.Use(1, 110, 0, 0, 110)),
     ],
     ids=[
         "a reply", "an aborted stream", "its engine was killed", "an aborted reply", "refused", "the router was killed",
-        "bedrock", "bedrock refuses", "bedrock is not reached", "a stream of bedrock is left", "bedrock is left before its reply",
-        "the router was killed with a prompt at bedrock",
+        "bedrock", "bedrock refuses", "bedrock is not reached", "a stream of bedrock is left",
+        "bedrock is left before its reply", "the router was killed with a prompt at bedrock",
     ],
 )  # fmt: skip
 def test_what_a_request_cost(lines: tuple[dict[str, Any], ...], key: usage.Key, use: usage.Use) -> None:
@@ -85,8 +88,9 @@ def test_what_a_request_cost(lines: tuple[dict[str, Any], ...], key: usage.Key, 
 def test_each_try_counts_where_it_was() -> None:
     """A first token that was late in the fleet, then Amazon Bedrock: both cost, and the request counts once."""
     late = engine(tokens=(16, 1, 0), outcome="first-token-budget")
-    made = reported(start(), late, engine(tokens=(0, 0, 0), attempt=2), bedrock(), end(prompt_tokens=21, completion_tokens=9, **AT_BEDROCK))
-    assert made.uses == {FLEET: usage.Use(0, 16, 1), BEDROCK: usage.Use(1, 21, 9)}
+    again = engine(tokens=(0, 0, 0), attempt=2)
+    made = reported(start(), late, again, bedrock(), end(**AT_BEDROCK, **SEEN))
+    assert made.uses == {FLEET: usage.Use(0, 16, 1), BEDROCK: usage.Use(1, 16, 5)}
 
 
 def test_a_second_engine_without_a_line_is_counted_by_the_router() -> None:
@@ -100,14 +104,16 @@ def test_a_canary_s_tokens_are_its_version_s() -> None:
 
 
 def test_what_has_no_partner_is_said() -> None:
-    made = reported(start("a"), start("b"), engine("b"), start("c"), bedrock("c"), engine("d"), engine(None), engine("e", None), end("e"))
+    lost = (start("a"), start("b"), engine("b"), start("c"), bedrock("c"))
+    made = reported(*lost, engine("d"), engine(None), engine("e", None), end("e"))
     assert made.lost == {"router": 1, "fleet": 1, "bedrock": 1}
     assert (made.without_router, made.unknown, made.without_engine) == (2, 1, 0)
     assert made.uses[usage.Key(None, None, "summary", "v7", "fleet")] == usage.Use(0, 32, 16, 8)
 
 
 def test_what_came_to_no_place_is_a_request_without_tokens() -> None:
-    refused = {"backend": None, "model": None, "model_version": None, "upstream": None, "status": 401, "team": None, "cost_center": None}
+    nothing = dict.fromkeys(("backend", "model", "model_version", "upstream", "team", "cost_center"))
+    refused = {**nothing, "status": 401}
     made = reported(end(**refused, details="jwt"), end(None, **refused, details="http1.codec_error"))
     assert made.total() == usage.Use(2)
 

@@ -28,7 +28,7 @@ from inference_plane.onehost.replay import ReplayEngine
 
 CLIENTS = 24
 SETTLED = 30.0  # seconds until the last line must be there
-CHAT = "/v1/chat/completions"
+CHAT, VECTORS = "/v1/chat/completions", "/v1/embeddings"
 TARGET = "openai.gpt-oss-120b-1:0"
 BUDGET_MS = 150
 TEAMS = {"care": {"costCenter": "4710"}, "appeals": {"costCenter": "4711"}}
@@ -62,7 +62,7 @@ def catalogue(auth: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. The client leaves after `leaves` seconds where that is not None; `test` changes the engine."""
+    """One request, whose client leaves after `leaves` seconds where that is not None."""
 
     path: str
     body: Mapping[str, Any]
@@ -89,8 +89,8 @@ def asks(count: int, seed: int) -> Iterator[Ask]:
             (5, lambda: Ask(CHAT, chat("summary", stream=True, stream_options={"include_usage": True}))),
             (4, lambda: Ask(CHAT, chat("summary", stream=pick.random() < 0.5, n=several))),
             (4, lambda: Ask("/v1/completions", {"model": "drains", "prompt": "hello", "stream": pick.random() < 0.5})),
-            (5, lambda: Ask("/v1/embeddings", {"model": "vectors", "input": ["one two", "three"][: pick.randint(1, 2)]})),
-            (2, lambda: Ask("/v1/embeddings", {"model": "vectors", "input": "one", "x_test": {"answer_delay": 1}}, leaves)),
+            (5, lambda: Ask(VECTORS, {"model": "vectors", "input": ["one two", "three"][: pick.randint(1, 2)]})),
+            (2, lambda: Ask(VECTORS, {"model": "vectors", "input": "one", "x_test": {"answer_delay": 1}}, leaves)),
             (10, lambda: Ask(CHAT, chat("summary", slowly(), stream=True), leaves)),
             (6, lambda: Ask(CHAT, chat("summary", slowly()), leaves)),
             (3, lambda: Ask(CHAT, chat("summary", slowly(), stream=True, n=several), leaves)),
@@ -297,5 +297,7 @@ def _prometheus(bed: Bed, ends: list[usage.Line]) -> dict[str, tuple[Any, Any]]:
         for kind in ("prompt", "completion", "cached"):
             wanted["tokens", frozenset({**labels, "kind": kind}.items())] += line[f"{kind}_tokens"] or 0
     wanted = +wanted
-    return {f"{name} {dict(labels)}, counter and end lines": (counted.get((name, labels), 0), wanted[name, labels])
-            for name, labels in {**counted, **wanted}}
+    return {
+        f"{name} {dict(labels)}, counter and end lines": (counted.get((name, labels), 0), wanted[name, labels])
+        for name, labels in {**counted, **wanted}
+    }

@@ -13,7 +13,11 @@ FULL = b"\nfull = true"
 HEADERS = {":method": "POST", ":path": "/v1/chat/completions", "x-request-id": "r1"}
 BODY = b'{"model":"summary","messages":[{"role":"user","content":"secret"}]}'
 CALLER = {"team": "care", "cost_center": "4710", "subject": "sub-1"}
-TARGET = {"x-plane-target": "openai.gpt-oss-120b-1:0", "x-plane-authority": "bedrock.example", "x-plane-model": "summary"}
+TARGET = {
+    "x-plane-target": "openai.gpt-oss-120b-1:0",
+    "x-plane-authority": "bedrock.example",
+    "x-plane-model": "summary",
+}
 
 
 def line(result: Result) -> dict[str, object]:

@@ -10,7 +10,15 @@ from pathlib import Path
 import plane_middleware
 import pytest
 from asgi_harness import HANG_GUARD, Wire, body, captured, exchange, json_reply, replying, run, start, streaming
-from plane_middleware import EventSplitter, PlaneMiddleware, first_token_budget, tokens_of, usage_headers, usage_span, with_usage
+from plane_middleware import (
+    EventSplitter,
+    PlaneMiddleware,
+    first_token_budget,
+    tokens_of,
+    usage_headers,
+    usage_span,
+    with_usage,
+)
 
 CHAT = captured("chat.sse")
 FINISH_USAGE = b'"usage":{"prompt_tokens":16,"total_tokens":24,"completion_tokens":8,"completion_tokens_details":null}'

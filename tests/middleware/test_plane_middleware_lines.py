@@ -17,24 +17,34 @@ CHAT = captured("chat.sse")
 EVENTS = [event + b"\n\n" for event in CHAT.split(b"\n\n") if event]
 
 
+def event(**members: Any) -> bytes:
+    return b"data: " + json.dumps({"id": "c", **members}, separators=(",", ":")).encode() + b"\n\n"
+
+
 def chunk(index: int, completion: int, prompt: int = 7, finish: str | None = None) -> bytes:
     choice = {"index": index, "delta": {"content": "w"}, "finish_reason": finish}
     usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
-    return b"data: " + json.dumps({"id": "c", "choices": [choice], "usage": usage}, separators=(",", ":")).encode() + b"\n\n"
+    return event(choices=[choice], usage=usage)
 
 
 def final(prompt: int, completion: int, cached: int | None = None) -> bytes:
     usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
     if cached is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
-    return b"data: " + json.dumps({"id": "c", "choices": [], "usage": usage}, separators=(",", ":")).encode() + b"\n\n"
+    return event(choices=[], usage=usage)
 
 
 async def _ask(
-    app: Any, headers: dict[str, str], path: str, leaves: asyncio.Event | None, engine: Any, options: dict[str, Any]
+    app: Any,
+    headers: dict[str, str],
+    path: str,
+    leaves: asyncio.Event | None,
+    engine: Any,
+    options: dict[str, Any],
+    request: bytes = b"{}",
 ) -> list[str]:
     lines: list[str] = []
-    waiting = [{"type": "http.request", "body": b"{}", "more_body": False}]
+    waiting = [{"type": "http.request", "body": request, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if waiting:
@@ -61,7 +71,9 @@ async def _ask(
     return lines
 
 
-def line(app: Any, headers: dict[str, str] = {}, *, path: str = PATH, engine: Any = None, **options: Any) -> dict[str, Any]:
+def line(
+    app: Any, headers: dict[str, str] = {}, *, path: str = PATH, engine: Any = None, **options: Any
+) -> dict[str, Any]:
     (only,) = asyncio.run(_ask(app, headers, path, None, engine, options))
     return json.loads(only)
 
@@ -134,19 +146,50 @@ def test_a_json_reply_and_one_with_several_choices() -> None:
 
 
 def test_embeddings_have_prompts_alone() -> None:
-    data = b'{"data":[{"index":0,"embedding":[0.1]},{"index":1,"embedding":[0.1]}],"usage":{"prompt_tokens":9,"total_tokens":9}}'
+    vectors = b'[{"index":0,"embedding":[0.1]},{"index":1,"embedding":[0.1]}]'
+    data = b'{"data":%s,"usage":{"prompt_tokens":9,"total_tokens":9}}' % vectors
     assert tokens(line(json_reply(data), path="/v1/embeddings")) == (9, 0, 0, 9)
 
 
 def test_the_responses_api_counts_at_its_end() -> None:
     done = {"type": "response.completed", "response": {"usage": {"input_tokens": 5, "output_tokens": 3}}}
-    events = [b"event: response.created\ndata: {}\n\n", b"event: response.completed\ndata: " + json.dumps(done).encode() + b"\n\n"]
+    last = b"event: response.completed\ndata: " + json.dumps(done).encode() + b"\n\n"
+    events = [b"event: response.created\ndata: {}\n\n", last]
     assert tokens(line(streaming(events), path="/v1/responses")) == (5, 3, 0, 5)
 
 
 def test_a_stream_with_several_choices_counts_each() -> None:
     parts = [chunk(0, 0), chunk(1, 0), chunk(2, 0), chunk(0, 1), chunk(1, 1), chunk(2, 1), chunk(1, 2), final(7, 4, 3)]
     assert tokens(line(streaming(parts))) == (7, 4, 3, 21)
+
+
+@pytest.mark.parametrize(
+    ("request_body", "prefilled"),
+    [(b'{"prompt":["a","b"]}', 9), (b'{"prompt":["a","b"], "n" : 2}', 18), (b'{"prompt":"say \\"n\\":7"}', 9)],
+)
+def test_choices_of_a_text_completion_may_be_prompts(request_body: bytes, prefilled: int) -> None:
+    choices = [{"index": index, "text": "w", "finish_reason": "stop"} for index in range(2)]
+    reply = {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await json_reply(json.dumps(reply, separators=(",", ":")).encode())(scope, receive, send)
+
+    (only,) = asyncio.run(_ask(app, {}, "/v1/completions", None, None, {}, request_body))
+    assert tokens(json.loads(only)) == (9, 4, 0, prefilled)
+
+
+def test_a_stream_of_several_prompts_that_is_left_counts_those_that_began() -> None:
+    parts = [chunk(0, 1, 5), chunk(1, 2, 5), chunk(2, 1, 6), chunk(3, 0, 6)]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start())
+        for part in parts:
+            await send(body(part))
+
+    (only,) = asyncio.run(_ask(app, {}, "/v1/completions", None, None, {}, b'{"prompt":["a","b"],"n":2}'))
+    assert tokens(json.loads(only)) == (11, 4, 0, 16)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +201,9 @@ def test_a_stream_with_several_choices_counts_each() -> None:
         ([chunk(0, 1), chunk(1, 1), chunk(1, 2)], (7, 3, 0, 14)),
     ],
 )
-def test_a_stream_that_its_client_leaves_costs_what_its_chunks_said(parts: list[bytes], counted: tuple[int, ...]) -> None:
+def test_a_stream_that_its_client_leaves_costs_what_its_chunks_said(
+    parts: list[bytes], counted: tuple[int, ...]
+) -> None:
     found = abandoned(parts, first=start())
     assert found["outcome"] == "aborted" and tokens(found) == counted and found["usage_source"] == "stream"
 
@@ -206,7 +251,8 @@ def client(*states: SimpleNamespace) -> SimpleNamespace:
 
 def test_vllms_own_states_are_more_exact_than_the_last_chunk() -> None:
     """A step may be counted that was never sent; other requests' states are theirs."""
-    found = abandoned(EVENTS[:3], first=start(), engine=client(state("chatcmpl-r1", 16, 4, cached=8), state("chatcmpl-r2", 9, 9)))
+    engine = client(state("chatcmpl-r1", 16, 4, cached=8), state("chatcmpl-r2", 9, 9))
+    found = abandoned(EVENTS[:3], first=start(), engine=engine)
     assert tokens(found) == (16, 4, 8, 16) and found["usage_source"] == "engine"
 
 
@@ -241,7 +287,9 @@ def test_a_choice_of_a_stream_that_ended_is_counted() -> None:
     assert tokens(json.loads(asyncio.run(run())[0])) == (7, 3, 0, 14)
 
 
-@pytest.mark.parametrize("engine", [SimpleNamespace(), client(SimpleNamespace(external_req_id="chatcmpl-r1")), client()])
+@pytest.mark.parametrize(
+    "engine", [SimpleNamespace(), client(SimpleNamespace(external_req_id="chatcmpl-r1")), client()]
+)
 def test_a_vllm_that_keeps_its_states_elsewhere_leaves_what_was_sent(engine: Any) -> None:
     async def run() -> list[str]:
         leaves = asyncio.Event()

@@ -125,7 +125,14 @@ def test_a_stream_ends_with_usage_only_for_who_asked(bed: Bed, client: Client, o
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_cached_tokens_are_counted(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
+    counters = {
+        f"usage.tokens.team..cost_center..model.cached.backend.fleet.kind.{kind}": count
+        for kind, count in {"prompt": 40, "completion": 5, "cached": 32}.items()
+    }
+    before = bed.router.stats(counters)
     assert _tokens(audit.of(client.chat("cached", stream=stream))) == (40, 5, 32)
+    after = bed.router.stats(counters)
+    assert {name: after[name] - before[name] for name in counters} == counters
 
 
 def test_embeddings_are_counted(bed: Bed, client: Client, audit: Audit) -> None:

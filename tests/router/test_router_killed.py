@@ -1,4 +1,4 @@
-"""Envoy killed under load: no prompt that reached an engine or Amazon Bedrock is without a line that was written first."""
+"""Envoy killed under load: every prompt that reached an engine or Amazon Bedrock has a line that was written first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from router_harness import QUICK, REGION_TARGET, Client, Traffic, catalogue, chat_body, model, openai_error, wait_until
 
+from inference_plane import usage
 from inference_plane.onehost.bed import Bed
 
 ROUNDS = 6
@@ -58,7 +59,7 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
     starts, leaves = (lines(bed.router.log_path, kind) for kind in ("start", "bedrock"))
     ends = lines(bed.router.audit_path, "end")
     bed.scale("gone", 1)
-    bed.replace_router()
+    old = bed.replace_router()
 
     assert at_engines | at_bedrock <= set(starts)
     assert at_bedrock <= set(leaves) <= set(starts)
@@ -66,6 +67,12 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
     assert set(starts.values()) == set(ends.values()) == {1}
     lost = set(starts) - set(ends)
     assert lost, "no request was under way"
+    told = usage.Lines()
+    told.read(old.logged().splitlines())
+    told.read(line for engine in engines for line in engine.lines)
+    report = usage.report(told)
+    assert report.lost.total() == len(lost) and report.lost["bedrock"] == len(lost & set(leaves))
+    assert report.lost["fleet"] == len(lost & at_engines - set(leaves)) and report.without_router == 0
     print(
         f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost; "
         f"{len(at_engines)} at an engine, {len(at_bedrock)} at Amazon Bedrock, none without a line"

@@ -306,8 +306,8 @@ duration_ms: "%DURATION%"
 {{/*
 The end lines' numbers as counters, for Prometheus: requests by status, tokens by kind. No value of a tag is a client's:
 team and cost center are those of global.teams, model and backend the catalogue's, so there are as many series as there
-are teams, models and backends that meet. A logger of its own where a number may be missing, of which Envoy would
-complain.
+are teams, models and backends that meet. Each kind has a logger of its own, which is not asked where there is nothing
+to add: Envoy complains of a number that is missing, and one of 0 costs as much as any.
 */}}
 {{- define "router.usageCounters" -}}
 {{- range $kind := list "requests" "prompt" "completion" "cached" }}
@@ -315,7 +315,10 @@ complain.
   {{- if ne $kind "requests" }}
   filter:
     metadata_filter:
-      matcher: {filter: usage, path: [{key: {{ $kind }}_tokens}], value: {present_match: true}}
+      matcher:
+        filter: usage
+        path: [{key: {{ $kind }}_tokens}]
+        value: {double_match: {range: {start: 1, end: 1e15}}}
       match_if_key_not_found: false
   {{- end }}
   typed_config:

@@ -60,6 +60,7 @@ _FINISH = b'"finish_reason":"'
 _NO_CHOICES = b'"choices":[]'
 _CHOICE = re.compile(rb'"choices":\[\{"index":(\d+)')
 _INDEX = b'{"index":'
+_SEVERAL = re.compile(rb'"n"\s*:\s*([1-9]\d*)')
 
 # OpenAI's names in chat, completions and embeddings; then those of the Responses API.
 _PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "total_tokens")
@@ -297,11 +298,13 @@ class Meter:
     """What a request has cost, from what its app sends.
 
     With --enable-force-include-usage each chunk of a stream counts its own choice so far, so the last ones are enough
-    for a stream that ends early. Nothing is parsed before the end.
+    for a stream that ends early. Nothing is parsed before the end. `request` is the body of a text completion, which
+    may have several prompts: choice i is of prompt i // n. Elsewhere all choices share one prompt.
     """
 
     def __init__(self) -> None:
         self.complete = self.failed = self.streams = self.several = False
+        self.request = b""
         self._splitter = EventSplitter()
         self._last: dict[bytes, bytes] = {}
         self._final = self._body = b""
@@ -335,16 +338,26 @@ class Meter:
         if self._body:
             one = tokens_of(self._body)
             choices = self._body.count(_INDEX) if b'"choices":[' in self._body else 1
-            return one and replace(one, prefilled=one.prompt * choices)
-        each = [found for event in self._last.values() if (found := tokens_of(data_of(event)))]
+            return one and replace(one, prefilled=one.prompt * self._choices_of_a_prompt(choices))
+        each = {int(index): found for index, event in self._last.items() if (found := tokens_of(data_of(event)))}
         whole = tokens_of(data_of(self._final)) or _tokens(_response(data_of(self._final)))
-        if not each and not whole:
-            return None
-        prompt = whole.prompt if whole else max(one.prompt for one in each)
-        begun = sum(one.completion > 0 for one in each) if each else 1
-        completion = whole.completion if whole else sum(one.completion for one in each)
-        cached = whole.cached if whole else max(one.cached for one in each)
-        return Tokens(prompt if begun else 0, completion, cached, prompt * begun)
+        if not each:
+            return whole
+        begun = {index: one for index, one in each.items() if one.completion}
+        several = self._choices_of_a_prompt(max(each) + 1)
+        prompts = {index // several: one.prompt for index, one in begun.items()}
+        told = whole or Tokens(
+            sum(prompts.values()),
+            sum(one.completion for one in begun.values()),
+            max((one.cached for one in begun.values()), default=0),
+        )
+        return replace(told, prefilled=sum(one.prompt for one in begun.values()))
+
+    def _choices_of_a_prompt(self, choices: int) -> int:
+        if not self.request:
+            return choices
+        found = _SEVERAL.search(self.request)
+        return int(found[1]) if found else 1
 
 
 def _response(data: bytes) -> Any:
@@ -375,7 +388,12 @@ def engine_tokens(states: list[Any]) -> Tokens | None:
         begun = [state for state in states if not state.is_prefilling]
         # With n > 1 and no stream a sequence that has ended has left the map; its parent keeps what it said.
         parents = {id(state.parent_req): state for state in states if state.parent_req is not None}.values()
-        ended = [(state.prompt_len, len(o.token_ids)) for state in parents for o in state.parent_req.output_aggregator if o]
+        ended = [
+            (state.prompt_len, len(choice.token_ids))
+            for state in parents
+            for choice in state.parent_req.output_aggregator
+            if choice
+        ]
         prompts = {state.external_req_id: state.prompt_len for state in states if ended or state in begun}
         return Tokens(
             sum(prompts.values()),
@@ -433,7 +451,10 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await self._next_message()
-        self._read = self._read or message["type"] == "http.request" and not message.get("more_body", False)
+        if message["type"] == "http.request":
+            self._read = not message.get("more_body", False)
+            if self._scope["path"] == "/v1/completions":
+                self.meter.request += message.get("body", b"")
         if message["type"] == "http.disconnect" and not self.meter.complete:
             self._note_states()
         return message
@@ -598,9 +619,9 @@ class PlaneMiddleware:
     """The middleware; see the module's docstring for its contract.
 
     abort_grace is how long, in seconds, an app may run on after its budget was missed; a JSON reply of more than
-    max_held_body bytes passes without usage headers. `report` takes the line of each POST, `facts` replace what the pod's
-    environment says of it. An abort reaches a Starlette StreamingResponse at once only
-    where the server states an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
+    max_held_body bytes passes without usage headers. `report` takes the line of each POST; `facts` replace what the
+    pod's environment says of it. An abort reaches a Starlette StreamingResponse at once only where the server states
+    an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
     """
 
     def __init__(

@@ -127,7 +127,8 @@ def start_router(
             bad = sorted(gauge for gauge in wanted if seen[gauge] != wanted[gauge])
             raise TimeoutError(f"{name}: no healthy engine after 30 s: {', '.join(bad[:5])} of {len(wanted)} fleets")
         time.sleep(0.1)
-    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, (router.audit_path, router.log_path))
+    logs = (router.audit_path, router.log_path)
+    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, logs)
 
 
 def _envoy() -> str:

@@ -25,7 +25,10 @@ Exits 1 where the verdict is bad, 2 where something does not start.
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/campaign", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/campaign",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     campaigns = parser.add_subparsers(dest="campaign", required=True, metavar="CAMPAIGN")
     for name, (summary, add, _) in CAMPAIGNS.items():
@@ -58,12 +61,13 @@ def run_accounting(arguments: argparse.Namespace) -> int:
         ("engines: lines", found.engine_lines),
         ("engines: counters", found.counters),
     ):
-        table.add_row(name, *(f"{value:,}" if value else "-" for value in (sums.prompt, sums.prefilled, sums.completion)))
+        counts = (sums.prompt, sums.prefilled, sums.completion)
+        table.add_row(name, *(f"{count:,}" if count else "-" for count in counts))
     console.print(table)
     total = found.report.total()
     print(f"{found.requests} requests, of which {found.left} clients left; by status {_counts(found.statuses)}")
     print(f"tries at engines by outcome: {_counts(found.outcomes)}")
-    print(f"all tokens by source: {_counts(found.report.sources)}; estimated (Amazon Bedrock): {total.estimated_tokens}")
+    print(f"all tokens by source: {_counts(found.report.sources)}; estimated: {total.estimated_tokens}")
     for difference in found.differences:
         print(f"DIFFERENCE {difference}")
     print(f"{len(found.differences)} differences")
@@ -75,9 +79,7 @@ def _counts(counted: dict[object, int]) -> str:
 
 
 #: Name -> what it is, its options, and what runs it; the number that it returns is the exit status.
-CAMPAIGNS: dict[
-    str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
-] = {
+CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "accounting": ("whether every token is accounted for", add_accounting, run_accounting),
 }
 

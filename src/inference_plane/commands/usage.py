@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     made = usage.report(lines)
     if arguments.json:
-        print(json.dumps({"rows": usage.rows(made), "total": vars(made.total()), "checks": checks(lines, made)}, indent=2))
+        document = {"rows": usage.rows(made), "total": vars(made.total()), "checks": checks(lines, made)}
+        print(json.dumps(document, indent=2))
     elif arguments.csv:
         writer = csv.DictWriter(sys.stdout, usage.FIELDS, lineterminator="\n")
         writer.writeheader()

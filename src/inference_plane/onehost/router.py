@@ -125,7 +125,7 @@ class Router:
         write_files(render, self.folder)
 
     def audit(self, kind: str = "end") -> list[dict[str, Any]]:
-        """The audit lines of a type so far; Envoy writes those of type `end` some milliseconds after a request's end."""
+        """The audit lines of a type so far; Envoy writes those of type `end` some time after a request's end."""
         path = self.audit_path if kind == "end" else self.log_path
         lines = path.read_text(errors="replace").splitlines()
         return [line for line in (json.loads(line) for line in lines if line.startswith("{")) if line["type"] == kind]

@@ -130,8 +130,8 @@ def load_middleware(path: str | Path | None, app: App, **options: Any) -> App:
     """`app` wrapped in the class `PlaneMiddleware` of the Python file at `path`, or `app` itself where that is None.
 
     `options` are the class's own. As Starlette does, which vLLM's server is, each scope names the application, and its
-    state the engine. The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises ValueError where there
-    is no such file or class.
+    state the engine. The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises
+    ValueError where there is no such file or class.
     """
     if path is None:
         return app

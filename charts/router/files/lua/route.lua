@@ -68,9 +68,9 @@ end
 
 -- Whether the start line is written: who asks for what with how many bytes, and how far the prompt may travel by the
 -- caller's own words.
-local function write_start(h, id, caller, model, residency, bytes)
+local function write_start(h, request_id, caller, model, residency, bytes)
   return write_line(
-    h, "start", id,
+    h, "start", request_id,
     '"team":' .. quoted(caller.team) .. ',"cost_center":' .. quoted(caller.cost_center)
     .. ',"subject":' .. quoted(caller.subject) .. ',"requested_model":' .. quoted(model)
     .. ',"requested_residency":' .. quoted(residency) .. ',"request_bytes":' .. bytes)
@@ -97,7 +97,7 @@ function envoy_on_request(h)
   local caller = h:streamInfo():dynamicMetadata():get("inference-plane")  -- of identity.lua
   local residency = tighter(headers:get("x-residency"), caller and caller.token_residency)
   if residency then headers:replace("x-residency", residency) end
-  local id = headers:get("x-request-id")
+  local request_id = headers:get("x-request-id")
   local path, method = headers:get(":path") or "", headers:get(":method")
   local by_path, rest = match(path, "^/([^/?]+)(/v1/.*)$")
   if by_path and is_label(by_path) then
@@ -117,7 +117,7 @@ function envoy_on_request(h)
     else
       local text, found = body:getBytes(0, body:length()), nil
       model, stream, reason, found = read_body(text, by_path)
-      if model and not write_start(h, id, caller or {}, model, residency, body:length()) then
+      if model and not write_start(h, request_id, caller or {}, model, residency, body:length()) then
         h:headers():replace("x-plane-refused", "the router cannot write its audit log")
         return h:respond({[":status"] = "503"})
       end
