@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.replies: list[Message] = []
-        self.closed = False
+        self.closed = self._ends = False
         self.problem = ""
         self._messages = Messages(responses=True)
         self._news: asyncio.Future[None] | None = None
@@ -173,6 +173,7 @@ class Connection(asyncio.Protocol):
         try:
             if found := self._messages.feed(data):
                 self.replies += found
+                self._ends = self._ends or found[-1].text("connection").lower() == "close"
                 self._wake()
         except ValueError as error:
             self.problem = f"{error}: {data[:200]!r}"
@@ -192,6 +193,11 @@ class Connection(asyncio.Protocol):
             if not await self._wait(deadline):
                 return None
         return self.replies[count] if len(self.replies) > count else None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the other side has said, or shown, that it ends the connection."""
+        return self.closed or self._ends
 
     async def finish(self, timeout: float) -> bool:
         """Whether the other side ended the connection within so many seconds; it is closed in any case."""
