@@ -132,12 +132,19 @@ def test_kind_of_stream(route, path, members, kind):
     ],
 )
 def test_the_path_form_names_the_model(route, path, rewritten, model):
-    for method, body in (("POST", b'{"model":"other"}'), ("POST", b"{}"), ("GET", None)):
+    for method, body in (("POST", b'{"model":null}'), ("POST", b"{}"), ("GET", None)):
         result = route(path, body, method)
         assert result.headers[":path"] == rewritten
         assert result.headers["x-plane-model"] == model
         assert "x-plane-refused" not in result.headers
         assert result.cleared
+
+
+def test_the_body_of_the_path_form_says_whether_it_names_another_model(route):
+    for body, named in ((b'{"model":"m"}', None), (b'{"model":"other"}', "other"), (b"{}", None)):
+        headers = route("/m/v1/chat/completions", body).headers
+        assert (headers["x-plane-model"], headers.get("x-plane-body-model")) == ("m", named)
+    assert "x-plane-body-model" not in route("/v1/chat/completions", b'{"model":"other"}').headers
 
 
 @pytest.mark.parametrize(
@@ -153,7 +160,7 @@ def test_other_paths_are_no_path_form(route, path):
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"stream":1}', b'{"a":[}', b'{"str\\u0065am":true}', '{"stream":true}'.encode("utf-16"), b"[]", None],
+    [b'{"stream":1}', b'{"model":1}', b'{"model":"a\\u0062"}', b'{"a":[}', b'{"str\\u0065am":true}', '{"stream":true}'.encode("utf-16"), b"[]", None],
 )
 def test_the_path_form_refuses_what_it_cannot_read(route, body):
     headers = route("/m/v1/chat/completions", body).headers

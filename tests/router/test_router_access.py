@@ -332,9 +332,8 @@ def test_a_team_calls_the_models_that_are_for_it_and_no_other(bed, client, audit
         line = audit.of(reply)
         assert line["team"] == team
         if name in MAY[group]:
-            # An engine knows its own name alone, so it answers 404 to the body that says another.
-            known = body is None or body.get("model", name) == name and "embeddings" not in path
-            assert reply.status == (200 if known else 404), str(reply)
+            two = body is not None and body.get("model", name) != name
+            assert reply.status == (400 if two else 404 if "embeddings" in path else 200), str(reply)
             assert line["route"] != f"{name}/access"
         else:
             refused(reply, line, 403, "access", "permission_error")

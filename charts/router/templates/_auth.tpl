@@ -76,7 +76,8 @@ can send.
   body_format_override:
     {{- include "router.errorBody" (list "permission_error"
         "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 4 }}
-- filter: {{ include "router.statusIs" (list 403) }}
+# With a team only: Envoy says 403 of protocols too, such as websockets, before anybody is asked for a token.
+- filter: {{ include "router.metadataIs" (list 403 "inference-plane" "team") }}
   headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
   body_format_override:
     {{- include "router.errorBody" (list "permission_error"

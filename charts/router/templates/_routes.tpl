@@ -136,7 +136,8 @@ resources:
 The routes of one model under one of its names: (dict "root" $ "model" $model "served" $name). A request that asks for
 a tighter residency than the fallback's reach, by any value but one that is known to be wide enough, meets the first of
 them, which knows the fleet alone. route.lua has made one value of x-residency: Envoy matches repeated headers one by
-one, so that one wide value among them would be enough.
+one, so that one wide value among them would be enough. A path and a body that name two models are refused: one of them
+may be a model whose prompts stay, which Amazon Bedrock would never notice.
 */}}
 {{- define "router.modelRoutes" -}}
 {{- $fallback := .model.fallback -}}
@@ -147,6 +148,17 @@ one, so that one wide value among them would be enough.
     {{- include "router.teamMatch" (dict "teams" . "not" true) | nindent 4 }}
   direct_response: {status: 403}
 {{ end -}}
+- name: {{ .model.name }}/two-models
+  match:
+    prefix: /
+    headers:
+      - {name: x-plane-body-model, present_match: true}
+      {{- if gt (len .model.servedNames) 1 }}
+      - name: x-plane-body-model
+        string_match: {safe_regex: {regex: {{ printf "^(%s)$" (include "router.anyOf" .model.servedNames) | quote }}}}
+        invert_match: true
+      {{- end }}
+  direct_response: {status: 400}
 - name: {{ .model.name }}/model
   match:
     path: /v1/models/{{ .served }}
@@ -236,6 +248,13 @@ one, so that one wide value among them would be enough.
 - name: {{ .model.name }}/not-served
   match: {prefix: /}
   direct_response: {status: 404}
+{{- end -}}
+
+{{/* Words as an expression that matches exactly one of them. */}}
+{{- define "router.anyOf" -}}
+{{- $quoted := list -}}
+{{- range . }}{{ $quoted = append $quoted (regexQuoteMeta .) }}{{ end -}}
+{{ join "|" $quoted }}
 {{- end -}}
 
 {{/* Where a request goes that knows the model's fleets alone, which it may not leave. */}}

@@ -12,12 +12,15 @@ import rich.console
 import rich.table
 
 from inference_plane import accounting, helm
+from inference_plane.campaign import cli
 from inference_plane.onehost.processes import NotReady
 
 EPILOG = """\
 examples:
   scripts/campaign accounting                    every token of 3,000 requests, about a quarter of whose clients leave
   scripts/campaign accounting --requests 20000
+  scripts/campaign residency                     100,000 requests under faults: some minutes
+  scripts/campaign residency --requests 2000 --break no-restricted-route
 
 Exits 1 where the verdict is bad, 2 where something does not start.
 """
@@ -81,6 +84,7 @@ def _counts(counted: dict[object, int]) -> str:
 #: Name -> what it is, its options, and what runs it; the number that it returns is the exit status.
 CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "accounting": ("whether every token is accounted for", add_accounting, run_accounting),
+    "residency": ("whether a prompt leaves that must not", cli.add_residency, cli.run_residency),
 }
 
 

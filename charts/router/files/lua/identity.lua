@@ -31,7 +31,11 @@ end
 
 function envoy_on_request(h)
   local context, metadata = h:filterContext(), h:streamInfo():dynamicMetadata()
-  local paths, claims = context:get("claims"), metadata:get("envoy.filters.http.jwt_authn").claims
+  local paths, verified = context:get("claims"), metadata:get("envoy.filters.http.jwt_authn")
+  if not (paths and verified) then  -- a CONNECT: it has no path, so neither a route nor a rule of jwt_authn
+    return metadata:set("inference-plane", "no_team", "the request has no path")
+  end
+  local claims = verified.claims
   local residency, subject = claim(claims, paths.residency or {}), claim(claims, paths.subject or {})
   local team, why = team_of(claim(claims, paths.team), context:get("teams"))
   if residency ~= nil then metadata:set("inference-plane", "token_residency", tostring(residency)) end

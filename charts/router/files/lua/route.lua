@@ -4,7 +4,8 @@
 --   x-plane-refused  one message of REFUSALS, for a 400
 --   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
 -- Before a prompt goes on, its start line is written (lines.lua). Where that fails it goes nowhere: 503.
--- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
+-- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body. A body that names one all the
+-- same has to mean the same model, which the routes know: x-plane-body-model is its name where that is another word.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
 local RESIDENCIES, TIGHTEST = {cluster = 1, region = 2, geography = 3, anywhere = 4}, "cluster"
@@ -43,16 +44,18 @@ local function stream_kind(text, by_key)
   return usage and "usage" or "plain"
 end
 
--- Model, kind of stream, nil and the members of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model of the path form,
--- whose bodies are scanned too: a search for "stream" first costs more than the scan that it could spare.
+-- The model that a request body names, its kind of stream, nil and the body's members, or nil, nil and a key of REFUSALS.
+-- `by_path`: the model of the path form, whose body may name none; an engine takes null for that.
 local function read_body(text, by_path)
   local list, found = members(text, UNIQUE)
   if not list then return nil, nil, found end
-  local model = by_path
-  if not model then
-    if not found.model then return nil, nil, "model_missing" end
-    model = match(value(text, found.model), '^"(.*)"$')
+  local model = value(text, found.model)
+  if by_path and model == "null" then model = nil end
+  if model then
+    model = match(model, '^"(.*)"$')
     if not model or not is_model(model) then return nil, nil, "model_form" end
+  elseif not by_path then
+    return nil, nil, "model_missing"
   end
   local stream, reason = stream_kind(text, found)
   if stream == nil then return nil, nil, reason end
@@ -106,7 +109,7 @@ function envoy_on_request(h)
   else
     by_path = nil
   end
-  local model, stream, reason = by_path, false, nil
+  local model, stream, reason, in_body = by_path, false, nil, nil
   if method == "POST" and sub(path, 1, 4) == "/v1/" then
     local encoding = headers:get("content-encoding")
     local body = h:body()
@@ -116,12 +119,13 @@ function envoy_on_request(h)
       reason = "compressed"
     else
       local text, found = body:getBytes(0, body:length()), nil
-      model, stream, reason, found = read_body(text, by_path)
-      if model and not write_start(h, request_id, caller or {}, model, residency, body:length()) then
-        h:headers():replace("x-plane-refused", "the router cannot write its audit log")
-        return h:respond({[":status"] = "503"})
-      end
-      if model then
+      in_body, stream, reason, found = read_body(text, by_path)
+      model = by_path or in_body
+      if not reason then
+        if not write_start(h, request_id, caller or {}, model, residency, body:length()) then
+          h:headers():replace("x-plane-refused", "the router cannot write its audit log")
+          return h:respond({[":status"] = "503"})
+        end
         charge(h, caller, model, body:length())
         mark_affinity(h, model, text, found)
       end
@@ -136,6 +140,7 @@ function envoy_on_request(h)
     headers:replace("x-plane-refused", REFUSALS[reason])
   elseif model then
     headers:replace("x-plane-model", model)
+    if in_body and in_body ~= model then headers:replace("x-plane-body-model", in_body) end
   end
   if stream and not reason then headers:replace("x-plane-stream", stream) end
   if reason or model or by_path then h:clearRouteCache() end
