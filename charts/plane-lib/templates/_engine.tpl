@@ -308,6 +308,8 @@ it would open the engine or take its weights from elsewhere:
   - VLLM_USE_MODELSCOPE
   - VLLM_HOST_IP
   - VLLM_PORT
+it would keep prompts and answers in one engine's memory, where no other request finds them:
+  - VLLM_ENABLE_RESPONSES_API_STORE
 it would send usage statistics:
   - VLLM_DO_NOT_TRACK
   - VLLM_USAGE_*
