@@ -450,6 +450,10 @@ def test_nothing_phones_home_and_everything_written_goes_to_a_volume():
         ("HF_ENDPOINT", "it would open the engine or take its weights from elsewhere"),
         ("VLLM_USAGE_STATS_SERVER", "it would send usage statistics"),
         ("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "it would write prompts or answers to the log"),
+        (
+            "VLLM_ENABLE_RESPONSES_API_STORE",
+            "it would keep prompts and answers in one engine's memory, where no other request finds them",
+        ),
         ("VLLM_USE_RUST_FRONTEND", "the middleware does not run in it"),
     ],
 )

@@ -131,11 +131,16 @@ spec:
         - {protocol: TCP, port: {{ include "plane.engineMetricsPort" . }}}
     {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
     {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
-  {{- if include "plane.fromS3" .model }}
+  {{- if or (include "plane.fromS3" .model) (include "plane.engineTraces" .) }}
   egress:
     {{- include "plane.egressDns" .root | nindent 4 }}
+    {{- if include "plane.fromS3" .model }}
     {{- include "plane.egressCredentials" .root | nindent 4 }}
     {{- include "plane.egressHttps" $network.s3Cidrs | nindent 4 }}
+    {{- end }}
+    {{- if include "plane.engineTraces" . }}
+    {{- include "plane.egressTraces" .root | nindent 4 }}
+    {{- end }}
   {{- else }}
   egress: []
   {{- end }}
@@ -335,7 +340,8 @@ This release runs no model: none of global.models is enabled, has engine {{ .Cha
 {{- $version := include "plane.engineVersion" (dict "root" $ "model" $model) }}
 {{- range $flag, $loss := include "plane.flagsLost" $ | fromYaml }}
 {{- $since := get (include "plane.flagsSince" $ | fromYaml) $flag }}
-{{- if not (include "plane.hasFlag" (dict "root" $ "model" $model "flag" $flag)) }}
+{{- $wanted := or (ne $flag "otlp-traces-endpoint") $.Values.global.tracing.endpoint }}
+{{- if and $wanted (not (include "plane.hasFlag" (dict "root" $ "model" $model "flag" $flag))) }}
 - vLLM {{ $version }} of {{ $name }} has no --{{ $flag }}: {{ $loss }}. Set an image of {{ $since }} or newer.
 {{- end }}
 {{- end }}

@@ -180,6 +180,9 @@ those of plane.refusal.
 {{- $_ := set $needs "bedrockCidrs" (printf "%s falls back to Amazon Bedrock" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- with .global.tracing.endpoint -}}
+{{- $_ := set $needs "otlpCidrs" (printf "global.tracing.endpoint is %s" .) -}}
+{{- end -}}
 {{- range $list, $need := $needs -}}
 {{- if and $network.policies (not (get $network $list)) -}}
 {{- include "plane.refusal" (list (printf "global.network.%s" $list)
@@ -188,7 +191,8 @@ those of plane.refusal.
       (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
 {{- end -}}
 {{- end -}}
-{{- range $list := list "albSubnetCidrs" "apiServerCidrs" "bedrockCidrs" "jwksCidrs" "s3Cidrs" "stsCidrs" -}}
+{{- range $list := list "albSubnetCidrs" "apiServerCidrs" "bedrockCidrs" "budgetStoreCidrs" "jwksCidrs" "otlpCidrs"
+      "s3Cidrs" "stsCidrs" -}}
 {{- include "plane.refuseWideCidrs" (list (printf "global.network.%s" $list) (get $network $list)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}

@@ -78,6 +78,9 @@ static_resources:
     {{- if include "router.budgets" . }}
     - {{ include "router.ratelimitCluster" . | nindent 6 | trim }}
     {{- end }}
+    {{- if .Values.global.tracing.endpoint }}
+    - {{ include "router.tracesCluster" . | nindent 6 | trim }}
+    {{- end }}
   listeners:
     - name: plane
       address:
@@ -179,7 +182,16 @@ early_header_mutation_extensions:
         - remove_on_match: {key_matcher: {prefix: x-plane-}}
         - remove_on_match: {key_matcher: {prefix: x-envoy-}}
         - remove_on_match: {key_matcher: {prefix: x-inference-}}
+        {{- if .Values.global.tracing.endpoint }}
+        # Nobody else decides what is traced, and baggage may say anything.
+        {{- range list "traceparent" "tracestate" "baggage" "x-client-trace-id" }}
+        - remove: {{ . }}
+        {{- end }}
+        {{- end }}
 local_reply_config: {{ include "router.errorBodies" . | nindent 2 }}
+{{- if .Values.global.tracing.endpoint }}
+tracing: {{ include "router.tracing" . | nindent 2 }}
+{{- end }}
 access_log:
   - name: envoy.access_loggers.stdout
     typed_config:

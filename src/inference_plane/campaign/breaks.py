@@ -88,7 +88,7 @@ def broken(name: str) -> Callable[[helm.Render], helm.Render]:
     """The change of a render that breaks it so. The change raises ValueError where the chart has moved on."""
 
     def change(render: helm.Render) -> helm.Render:
-        names = ("router-bootstrap", "router-xds")
+        names = ("router-bootstrap", "router-routes", "router-clusters")
         maps = {name: render.find("ConfigMap", name) for name in names}
         files = {file: text for found in maps.values() for file, text in found["data"].items()}
         BREAKS[name][1](files)

@@ -62,6 +62,15 @@ local function read_body(text, by_path)
   return model, stream, nil, found
 end
 
+-- A key of REFUSALS for a body of /v1/responses that needs what another request left in one engine; nil for any other.
+-- A flag that is no literal counts, as engines may take it for true.
+local function stored(text, found)
+  for _, name in ipairs({"previous_response_id", "conversation"}) do
+    if (value(text, found[name]) or "null") ~= "null" then return "stored" end
+  end
+  return flag(text, found.background) ~= false and "stored" or nil
+end
+
 -- The tighter of two residencies, either of which may be absent; nil where both are.
 local function tighter(one, other)
   one, other = one and (RESIDENCIES[one] and one or TIGHTEST), other and (RESIDENCIES[other] and other or TIGHTEST)
@@ -121,6 +130,7 @@ function envoy_on_request(h)
       local text, found = body:getBytes(0, body:length()), nil
       in_body, stream, reason, found = read_body(text, by_path)
       model = by_path or in_body
+      if not reason and find(path, "^/v1/responses") then reason = stored(text, found) end
       if not reason then
         if not write_start(h, request_id, caller or {}, model, residency, body:length()) then
           h:headers():replace("x-plane-refused", "the router cannot write its audit log")
