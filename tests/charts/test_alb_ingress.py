@@ -143,9 +143,9 @@ REFUSALS = {
         "than 660s.",
     ),
     "a deregistration that outlasts the router": (
-        {"targets": {"deregistrationDelaySeconds": 300}},
-        "- targets.deregistrationDelaySeconds: 300 is longer than router.drainSeconds 60. The router would be gone "
-        "while requests to it are still running. Set null, or at most 60, or a longer drain here and for the "
+        {"targets": {"deregistrationDelaySeconds": 900}},
+        "- targets.deregistrationDelaySeconds: 900 is longer than router.drainSeconds 600. The router would be gone "
+        "while requests to it are still running. Set null, or at most 600, or a longer drain here and for the "
         "router.",
     ),
     "a slow start that AWS refuses": (
@@ -224,7 +224,7 @@ def test_the_ingress_says_all_that_the_load_balancer_is():
         "access_logs.s3.prefix": "inference",
     }
     assert pairs(found["target-group-attributes"]) == {
-        "deregistration_delay.timeout_seconds": "60",
+        "deregistration_delay.timeout_seconds": "600",
         "load_balancing.algorithm.type": "least_outstanding_requests",
         "slow_start.duration_seconds": "0",
         "stickiness.enabled": "false",

@@ -545,7 +545,7 @@ summary v7 (also org/Summary)
   at once   11 sequences a replica of 16384 tokens each (worst case), 45 of 4096 (typical: a quarter of maxModelLen)
 
 Risks
-- No digest for the images curl, envoy, vllm: a tag can move. Set global.images.NAME.digest, then global.requireDigest: true.
+- No digest for the images curl, envoy, plane, vllm: a tag can move. Set global.images.NAME.digest, then global.requireDigest: true.
 - One replica of other: a node's drain or loss interrupts it. Set replicas.min: 2.
 - The KV cache of other is assumed at 131072 bytes a token. Set kvBytesPerToken to what scripts/fit --config config.json says.
 

@@ -310,5 +310,5 @@ def test_the_umbrella_says_how_to_wait_and_which_images_have_no_digest(tmp_path)
     notes = text.partition("NOTES:\n")[2]
     for name in ("a", "b-predictor", "b-canary-predictor"):
         assert f"rollout status deployment/{name} --timeout 30m" in notes
-    assert "No digest for the images curl, envoy, pause, vllm:" in notes
+    assert "No digest for the images curl, envoy, pause, plane, vllm:" in notes
     assert "engine    kserve, image vllm" in notes

@@ -8,6 +8,7 @@ import yaml
 
 from inference_plane import helm
 from inference_plane.checkout import CHARTS
+from inference_plane.onehost.router import containers
 
 VALUES = yaml.safe_load((CHARTS / "router" / "ci" / "fallback-values.yaml").read_text())
 
@@ -253,7 +254,7 @@ def test_what_the_fleet_cluster_says_of_health():
         assert probes["keepalive_time"] + probes["keepalive_interval"] * probes["keepalive_probes"] <= 60
 
 
-def test_the_admin_interface_is_a_file_that_only_envoy_reads_and_two_of_its_pages_are_served():
+def test_the_admin_interface_is_a_file_that_only_envoy_reads_and_three_of_its_pages_are_served():
     bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
     assert bootstrap["admin"]["address"] == {"pipe": {"path": "run/admin.sock", "mode": 0o600}}
     listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
@@ -264,9 +265,8 @@ def test_the_admin_interface_is_a_file_that_only_envoy_reads_and_two_of_its_page
     (network_filter,) = listeners["status"]["filter_chains"][0]["filters"]
     (host,) = network_filter["typed_config"]["route_config"]["virtual_hosts"]
     get = [{"name": ":method", "string_match": {"exact": "GET"}}]
-    assert [route["match"] for route in host["routes"]] == [
-        {"path": "/ready", "headers": get}, {"path": "/metrics", "headers": get},
-    ]  # fmt: skip
+    served = ("/ready", "/alive", "/metrics")
+    assert [route["match"] for route in host["routes"]] == [{"path": path, "headers": get} for path in served]
 
 
 def test_a_drain_takes_one_router_at_a_time():
@@ -288,15 +288,32 @@ def test_a_changed_catalogue_restarts_nothing_and_a_changed_listener_does():
 
 
 def test_a_leaving_pod_serves_as_long_as_it_says_and_is_not_killed_before():
-    pod = render({"drainSeconds": 90}).find("Deployment", "router")["spec"]["template"]["spec"]
-    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 90}}}
-    assert pod["terminationGracePeriodSeconds"] > 90
+    pod = render({"drainSeconds": 90, "endpointStalenessSeconds": 7}).find("Deployment", "router")["spec"]["template"]
+    (main,), (envoy,) = pod["spec"]["containers"], pod["spec"]["initContainers"]
+    assert main["command"] == ["python", "-m", "inference_plane.drain"]
+    assert main["args"] == ["--limit", "90", "--staleness", "7"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > 90
+    # Kubernetes ends a sidecar after the other containers; an ordinary one the pod would wait for.
+    assert (envoy["name"], envoy["restartPolicy"]) == ("envoy", "Always")
+    assert pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] == "envoy"
+    run = {"name": "run", "mountPath": "/etc/inference-plane/run"}
+    assert main["volumeMounts"] == [run] and run in envoy["volumeMounts"]
+    assert main["workingDir"] == envoy["workingDir"]
+
+
+def test_a_drain_that_ends_before_clients_have_noticed_is_refused():
+    with pytest.raises(helm.HelmError) as error:
+        render({"drainSeconds": 20})
+    assert (
+        "- endpointStalenessSeconds: 20 is not below drainSeconds 20. A router would leave while clients are still "
+        "sent to it, and every request of the last seconds would be cut. Set a longer drainSeconds.\n"
+    ) in str(error.value)
 
 
 def test_probes_ask_the_listener_that_a_full_router_answers():
-    (container,) = render().find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+    container = containers(render())["envoy"]
     asked = [container[f"{kind}Probe"]["httpGet"] for kind in ("readiness", "liveness")]
-    assert asked == [{"path": "/ready", "port": "status"}] * 2
+    assert asked == [{"path": "/ready", "port": "status"}, {"path": "/alive", "port": "status"}]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
     listeners = {one["name"]: one["address"]["socket_address"] for one in bootstrap["static_resources"]["listeners"]}
@@ -319,7 +336,7 @@ def test_without_a_fallback_nothing_leaves_the_cluster():
 
 
 def test_the_container_runs_where_the_files_are_mounted():
-    (container,) = render().find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+    container = containers(render())["envoy"]
     mounts = {pathlib.PurePath(mount["mountPath"]) for mount in container["volumeMounts"]}
     work = pathlib.PurePath(container["workingDir"])
     assert {mount.relative_to(work).as_posix() for mount in mounts} == {"bootstrap", "xds", "run"}

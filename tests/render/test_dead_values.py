@@ -78,7 +78,7 @@ def guesses(schema, value):
     if isinstance(value, float):
         return [round(value * 0.9, 3), round(value * 1.1, 3)]
     if value is None:
-        return ["sha256:" + "a" * 64, 600, "630s"]
+        return ["sha256:" + "a" * 64, 600, 300, "630s"]
     if isinstance(value, list):
         choices = schema.get("items", {}).get("enum", [])
         more = [[choice] for choice in choices if [choice] != value]

@@ -8,6 +8,7 @@ import yaml
 
 from inference_plane import helm
 from inference_plane.manifests import check
+from inference_plane.onehost.router import containers
 
 BASE = yaml.safe_load((pathlib.Path(__file__).parent / "bases" / "everything.yaml").read_text())
 
@@ -44,7 +45,8 @@ def test_the_load_balancer_fits_the_router_that_is_rendered_beside_it(timeout, d
     assert idle >= seconds(manager["stream_idle_timeout"]) == seconds(timeout)
     assert seconds(manager["common_http_protocol_options"]["idle_timeout"]) > idle
     delay = int(attributes["deregistration_delay.timeout_seconds"])
-    assert delay <= pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    arguments = containers(rendered)["drain"]["args"]
+    assert delay <= int(arguments[arguments.index("--limit") + 1])
     assert pod["terminationGracePeriodSeconds"] > delay
 
     checked = int(annotations["alb.ingress.kubernetes.io/healthcheck-port"])
@@ -55,8 +57,7 @@ def test_the_load_balancer_fits_the_router_that_is_rendered_beside_it(timeout, d
     policy = rendered.find("NetworkPolicy", "router")["spec"]["ingress"]
     (subnets,) = [rule for rule in policy if any("ipBlock" in peer for peer in rule["from"])]
     service = {p["name"]: p["targetPort"] for p in rendered.find("Service", "router")["spec"]["ports"]}
-    ports = {p["name"]: p["containerPort"] for p in pod["containers"][0]["ports"]}
-    assert {port["port"] for port in subnets["ports"]} == {ports[service["http"]], checked}
+    assert {port["port"] for port in subnets["ports"]} == {service["http"], checked}
 
 
 DIFFERENT = {
@@ -68,7 +69,7 @@ DIFFERENT = {
     ),
     "drainSeconds": (
         {"drainSeconds": 30},
-        "- alb-ingress.router.drainSeconds: 60, while router.drainSeconds is 30. The load balancer is made for a "
+        "- alb-ingress.router.drainSeconds: 600, while router.drainSeconds is 30. The load balancer is made for a "
         "router that is not there. Requests on a leaving router would be cut, or held for nothing. Set 30 in both "
         "places.",
     ),

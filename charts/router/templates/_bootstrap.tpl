@@ -114,6 +114,11 @@ static_resources:
                             path: /ready
                             headers: [{name: ":method", string_match: {exact: GET}}]
                           route: {cluster: admin}
+                        # The shortest answer of the main thread that a drain does not change.
+                        - match:
+                            path: /alive
+                            headers: [{name: ":method", string_match: {exact: GET}}]
+                          route: {cluster: admin, prefix_rewrite: /hot_restart_version}
                         - match:
                             path: /metrics
                             headers: [{name: ":method", string_match: {exact: GET}}]

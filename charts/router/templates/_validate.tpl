@@ -24,6 +24,12 @@
       "The fallback would never have its turn"
       "a shorter hangGuard") -}}
 {{- end -}}
+{{- if ge (int .Values.endpointStalenessSeconds) (int .Values.drainSeconds) -}}
+{{- include "plane.refusal" (list "endpointStalenessSeconds"
+      (printf "%d is not below drainSeconds %d" (int .Values.endpointStalenessSeconds) (int .Values.drainSeconds))
+      "A router would leave while clients are still sent to it, and every request of the last seconds would be cut"
+      "a longer drainSeconds") -}}
+{{- end -}}
 {{- range $name, $model := include "plane.models" . | fromJson -}}
 {{- with $model.firstTokenBudget -}}
 {{- if ge (include "plane.milliseconds" . | int) $guard -}}

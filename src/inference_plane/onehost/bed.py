@@ -71,7 +71,8 @@ class Bed(contextlib.ExitStack):
         self.processes = stack.enter_context(Processes())
         self.bedrock = Bedrock(models=fallback_models(self.values), region=self.values["global"]["aws"]["region"])
         bedrock = stack.enter_context(ServerThread(self.bedrock))
-        credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
+        self._bedrock_port = bedrock.port
+        self._credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
         for fleet, model, count in _fleets(self.values["global"]["models"]):
             self.engines[fleet] = [
@@ -83,7 +84,7 @@ class Bed(contextlib.ExitStack):
             self.store = Store(self.processes, self.folder)
             self.ratelimit = RateLimit(self.processes, self.render, self.folder, self.store)
             self.dns.set(f"{RATELIMIT}.{self.namespace}.svc.cluster.local", [self.ratelimit.host])
-        self.router = Router(self.processes, self.render, self.folder, credentials.env)
+        self.router = Router(self.processes, self.render, self.folder, self._credentials.env)
         self.url = self.router.url
         self.wait_for_engines()
 
@@ -107,11 +108,16 @@ class Bed(contextlib.ExitStack):
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
 
-    def rendered(self, values: Mapping[str, Any]) -> helm.Render:
+    def another_router(self, folder: Path) -> Router:
+        """One more pod of the Deployment, on ports of its own, before the same engines."""
+        local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
+        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env)
+
+    def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
         """The router's chart with these values, on this bed."""
         own = {
             key: {**values.get(key, {}), **value} if isinstance(value, dict) else value
-            for key, value in self.local.items()
+            for key, value in (local or self.local).items()
         }
         return helm.template("router", files=self.files, values={**values, **own}, namespace=self.namespace)
 

@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_plane.checkout import ROOT
 from inference_plane.helm import Render
 
 from .processes import Process, Processes, free_port
@@ -56,6 +58,12 @@ def write_files(render: Render, folder: Path) -> None:
     (folder / "run").mkdir(exist_ok=True)
 
 
+def containers(render: Render) -> dict[str, dict[str, Any]]:
+    """The containers of the router's pod by their names, sidecars among them."""
+    pod = render.find("Deployment", "router")["spec"]["template"]["spec"]
+    return {container["name"]: container for container in [*pod["containers"], *pod.get("initContainers", [])]}
+
+
 class Router:
     """Envoy as the chart's Deployment starts it.
 
@@ -74,14 +82,27 @@ class Router:
         }
         self.url = f"http://127.0.0.1:{ports['plane']}"
         self.status_url = f"http://127.0.0.1:{ports['status']}"
-        (container,) = render.find("Deployment", "router")["spec"]["template"]["spec"]["containers"]
+        self._containers = containers(render)
         self.process: Process = processes.start(
             "envoy",
-            [shutil.which("envoy") or "envoy", *container["args"]],
+            [shutil.which("envoy") or "envoy", *self._containers["envoy"]["args"]],
             env={"PATH": os.environ["PATH"], **environment},
             log_path=self.audit_path,
             cwd=folder,
             ready=f"{self.status_url}/ready",
+        )
+
+    def start_drain(self, *more: str) -> Process:
+        """The main container of the pod, with `more` arguments; it drains Envoy at SIGTERM."""
+        container, log = self._containers["drain"], self.folder / "drain.log"
+        command = [sys.executable, *container["command"][1:], *container["args"], *more]
+        return self._processes.start(
+            "drain",
+            command,
+            env={"PYTHONPATH": str(ROOT / "src")},  # where the image has the package installed
+            log_path=log,
+            cwd=self.folder,
+            ready=lambda: "waits for SIGTERM" in log.read_text(),
         )
 
     def reload(self, render: Render) -> None:
