@@ -291,7 +291,7 @@ CASES = [
         silent={
             "one in sixty": budgets("intake", within="0+60x200", over="0+1x200"),
             "a short peak": budgets("intake", within="0+60x200", over="0x52 0+20x5 100x100"),
-            "another model's": budgets("night", within="0+60x200", over="0+20x200"),
+            "another model's": budgets("elsewhere", within="0+60x200", over="0+20x200"),
         },
     ),
     Case(

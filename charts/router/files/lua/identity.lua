@@ -1,5 +1,6 @@
 -- Downstream filter between jwt_authn and rbac: says in metadata who calls, from the claims of a verified token.
 --   inference-plane: team, cost_center  of the caller; absent where the token does not name exactly one team
+--   inference-plane: budget             which token budgets the team has, for route.lua; absent where it has none
 --   inference-plane: no_team            why there is no team, for the 403 of rbac, which lets nobody in without one
 --   inference-plane: subject            whom the token is of
 --   inference-plane: token_residency    how far the token lets its prompts travel; route.lua heeds it
