@@ -14,6 +14,7 @@ EPILOG = """\
 examples:
   scripts/campaign residency                                 100,000 requests under faults: some minutes
   scripts/campaign residency --requests 2000 --break no-restricted-route
+  scripts/campaign fuzz                                      10,000 mutated requests: a minute or two
 
 Exits 1 where the verdict is bad, 2 where something does not start.
 """
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 CAMPAIGNS: dict[
     str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ] = {
+    "fuzz": ("what no client library would send, and how it is read", cli.add_fuzz, cli.run_fuzz),
     "residency": ("whether a prompt leaves that must not", cli.add_residency, cli.run_residency),
 }
 
