@@ -14,6 +14,7 @@ import random
 import re
 import time
 import urllib.parse
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -256,9 +257,9 @@ def cases(seed: int, count: int, callers: Sequence[Caller]) -> Iterator[Case]:
     good = [caller for caller in callers if caller.team == "care"]
     for number in range(count):
         caller = random_.choice(good if random_.random() < 0.9 else callers)
-        prompt = f"<prompt-{number}>"
+        prompt = _marker(number)
         body = bodies.valid(random_, _NAMES, prompt) if random_.random() < 0.3 else bodies.mutated(random_, _NAMES, prompt)
-        if random_.random() < 0.08:
+        if random_.random() < 0.15:
             body = _with_another_model(random_, body)
         path, method, tricks = _CHAT, "POST", []
         (kind,) = random_.choices(list(_KINDS), list(_KINDS.values()))
@@ -286,7 +287,7 @@ def cases(seed: int, count: int, callers: Sequence[Caller]) -> Iterator[Case]:
             frame, sent = b"transfer-encoding: chunked\r\n", _chunked(random_, body)
         data = head + frame + b"\r\n" + sent
         if kind == "pipeline":
-            data += _bound(caller, bodies.valid(random_, _NAMES, f"<prompt-{number}-bound>"))
+            data += _bound(caller, bodies.valid(random_, _NAMES, _marker(number, "bound")))
         yield Case(
             number,
             kind,
@@ -298,9 +299,21 @@ def cases(seed: int, count: int, callers: Sequence[Caller]) -> Iterator[Case]:
         )
 
 
+def _marker(number: int, bound: str = "") -> str:
+    """A prompt's words. They carry a checksum, as a mutation may make one marker into another."""
+    text = f"{number}{bound}"
+    return f"<prompt-{text}-{zlib.crc32(text.encode()):08x}>"
+
+
+def _marked(body: bytes) -> set[tuple[int, bool]]:
+    """The markers of a body that are whole: the number, and whether it is of a request that is bound."""
+    found = re.findall(rb"<prompt-(\d+)(bound)?-([0-9a-f]{8})>", body)
+    return {(int(number), bool(bound)) for number, bound, sum_ in found if b"%08x" % zlib.crc32(number + bound) == sum_}
+
+
 def _with_another_model(random_: random.Random, body: bytes) -> bytes:
     """A body with one more `model`: first, last or deeper, its key perhaps escaped."""
-    key = random_.choice(['"model"', '"model"', '"\\u006dodel"', '"Model"', '"model "'])
+    key = random_.choice(['"model"', '"model"', '"model"', '"model"', '"\\u006dodel"', '"Model"', '"model "'])
     member = f'{key}:{json.dumps(random_.choice(_NAMES))}'.encode()
     start, end = body.find(b"{") + 1, body.rfind(b"}")
     if start == 0 or end < start:
@@ -420,8 +433,8 @@ class Fuzz:
         for message in self._arrived:
             self._injected(message, "Bedrock")
             case, place = self._ids.get(message.text("x-request-id"), (None, 0))
-            marked = {int(number) for number in re.findall(rb"<prompt-(\d+)>", message.body)}
-            if (case and (case.stays or place)) or marked & self._stay or b"-bound>" in message.body:
+            marked = _marked(message.body)
+            if (case and (case.stays or place)) or any(bound or number in self._stay for number, bound in marked):
                 self.found.fail("leak", f"{message.body[:300]!r} of {case.data[:1500] if case else None!r}")
 
     def _audit(self, plane: Plane) -> None:
