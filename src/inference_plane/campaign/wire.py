@@ -38,10 +38,13 @@ class Message:
 
 
 class Messages:
-    """Cuts a stream of bytes into messages. `responses`: one without a length lasts until the connection ends."""
+    """Cuts a stream of bytes into messages. `responses`: one without a length lasts until the connection ends.
 
-    def __init__(self, *, responses: bool) -> None:
-        self._responses = responses
+    `head`: they answer HEAD, so that no body follows.
+    """
+
+    def __init__(self, *, responses: bool, head: bool = False) -> None:
+        self._responses, self._bodiless = responses, head
         self._data = b""
         self._message: Message | None = None  # whose head is read
         self._parts: list[bytes] = []
@@ -79,7 +82,7 @@ class Messages:
             self._parts.append(self._data)
             self._data = b""
             return None
-        return self._in_chunks() if self._chunked else self._at_once()
+        return self._in_chunks() if self._chunked and not self._bodiless else self._at_once()
 
     def _head(self) -> bool:
         end = self._data.find(b"\r\n\r\n")
@@ -95,8 +98,8 @@ class Messages:
             message.headers.append((name.lower(), value.strip(b" \t")))
         length = message.get(b"content-length")
         self._chunked = (message.get(b"transfer-encoding") or b"").lower() == b"chunked"
-        bodiless = self._responses and start[9:12] in (b"204", b"304") or start[9:10] == b"1" and self._responses
-        if self._chunked:
+        bodiless = self._bodiless or (self._responses and (start[9:10] == b"1" or start[9:12] in (b"204", b"304")))
+        if self._chunked and not bodiless:
             self._missing = 0
         elif length is not None and not bodiless:
             self._missing = int(length)
@@ -154,16 +157,16 @@ def request(
 class Connection(asyncio.Protocol):
     """A client's connection. `replies` are all that came; `ask` waits for one more of them, `finish` for the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: bool = False) -> None:
         self.replies: list[Message] = []
         self.closed = self._ends = False
         self.problem = ""
-        self._messages = Messages(responses=True)
+        self._messages = Messages(responses=True, head=head)
         self._news: asyncio.Future[None] | None = None
 
     @classmethod
-    async def open(cls, port: int, host: str = "127.0.0.1") -> Connection:
-        _, connection = await asyncio.get_running_loop().create_connection(cls, host, port)
+    async def open(cls, port: int, head: bool = False) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(lambda: cls(head), "127.0.0.1", port)
         return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

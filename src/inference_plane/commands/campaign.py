@@ -21,6 +21,7 @@ examples:
   scripts/campaign accounting --requests 20000
   scripts/campaign residency                     100,000 requests under faults: some minutes
   scripts/campaign residency --requests 2000 --break no-restricted-route
+  scripts/campaign fuzz                          10,000 mutated requests: a minute or two
 
 Exits 1 where the verdict is bad, 2 where something does not start.
 """
@@ -84,6 +85,7 @@ def _counts(counted: dict[object, int]) -> str:
 #: Name -> what it is, its options, and what runs it; the number that it returns is the exit status.
 CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "accounting": ("whether every token is accounted for", add_accounting, run_accounting),
+    "fuzz": ("what no client library would send, and how it is read", cli.add_fuzz, cli.run_fuzz),
     "residency": ("whether a prompt leaves that must not", cli.add_residency, cli.run_residency),
 }
 
