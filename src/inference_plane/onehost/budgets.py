@@ -47,12 +47,12 @@ class Store:
         self.process = self._processes.start("redis", argv, cwd=self._folder, ready=self._pings)
         return self.process
 
-    def count(self, *entries: str) -> int:
-        """Tokens that are counted for descriptor entries such as `team_care`, over all minutes."""
-        pattern = f"tokens_{'_'.join(entries)}_[0-9]*"
-        keys = [line for line in self.ask(f"KEYS {pattern}") if line.startswith("tokens_")]
-        exact = [key for key in keys if key.rpartition("_")[0] == f"tokens_{'_'.join(entries)}"]
-        return sum(int(self.ask(f"GET {key}")[-1]) for key in exact)
+    def count(self, entries: str) -> int:
+        """Tokens that are counted for descriptor entries such as `team_care`, over all minutes that are kept."""
+        keys = [key for key in self.ask(f"KEYS tokens_{entries}_*") if key.rpartition("_")[0] == f"tokens_{entries}"]
+        values = [self.ask(f"GET {key}")[-1] for key in keys]
+        # One that has ended meanwhile is a reply without a number.
+        return sum(int(value) for value in values if value.isdigit())
 
     def clear(self) -> None:
         self.ask("FLUSHALL")
