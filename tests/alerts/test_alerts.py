@@ -25,6 +25,7 @@ FALLBACK = {"residency": "region", "fallback": {"model": "openai.gpt-oss-120b-1:
 VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "network": {"policies": False},
         "teams": {"appeals": {"costCenter": "4711"}},
         "models": {

@@ -70,7 +70,7 @@ def engine() -> Iterator[http.server.HTTPServer]:
 
 @pytest.fixture
 def port(engine) -> Iterator[int]:
-    for server in serving(metrics_port.server(0, engine.server_port, "127.0.0.1")):
+    for server in serving(metrics_port.server(0, metrics_port.Engine(engine.server_port), "127.0.0.1")):
         yield server.server_port
 
 
@@ -118,7 +118,7 @@ def test_nothing_else_reaches_the_engine(engine, port, method, path):
 
 def test_an_engine_that_is_not_up_is_a_503():
     absent = free_port()
-    for server in serving(metrics_port.server(0, absent, "127.0.0.1")):
+    for server in serving(metrics_port.server(0, metrics_port.Engine(absent), "127.0.0.1")):
         status, body, _ = ask(server.server_port)
         assert status == 503 and f"the engine on port {absent} gave no metrics".encode() in body
 
@@ -130,7 +130,7 @@ def test_an_engine_that_fails_is_a_503(engine, port, monkeypatch):
 
 def test_an_engine_that_hangs_is_an_error_in_time():
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(OSError, match="timed out"):
-        metrics_port.fetch(silent.getsockname()[1], timeout=0.05)
+        metrics_port.fetch(metrics_port.Engine(silent.getsockname()[1]), timeout=0.05)
 
 
 def test_a_slow_client_keeps_nobody_waiting(port):

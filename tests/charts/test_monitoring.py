@@ -25,6 +25,7 @@ ENTRY = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 VALUES: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "network": {"albSubnetCidrs": ["10.0.0.0/20"], "s3Cidrs": ["10.0.64.0/20"], "bedrockCidrs": ["10.0.64.0/20"]},
         "teams": {"appeals": {"costCenter": "4711"}},
         "models": {

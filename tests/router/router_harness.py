@@ -74,6 +74,7 @@ def catalogue(models: Mapping[str, Any], **values: Any) -> dict[str, Any]:
         "auth": {"mode": "none"},
         "global": {
             "aws": {"region": "eu-central-1"},
+            "tls": {"mode": "none"},
             "residency": {"geography": "eu"},
             "network": {"policies": False},
             "models": dict(models),

@@ -64,6 +64,11 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config: {{ include "router.connectionManager" . | nindent 16 }}
+          {{- if include "plane.tls" . }}
+          transport_socket: {{ include "router.listenerTls" . | nindent 12 }}
+          # A handshake that does not end must not hold a connection.
+          transport_socket_connect_timeout: 10s
+          {{- end }}
     - name: no-capacity
       address:
         socket_address: {address: 127.0.0.1, port_value: {{ .Values.noCapacity.port }}}
