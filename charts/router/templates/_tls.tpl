@@ -12,10 +12,14 @@ name: envoy.transport_sockets.tls
 typed_config:
   "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
   sni: {{ .host }}
+  {{- if .inside }}
+  # No session is taken up again: each connection proves the name anew.
+  max_session_keys: 0
+  {{- end }}
   common_tls_context:
     {{- if .inside }}
-    # vLLM offers no suite of TLS 1.2 that Envoy has.
-    tls_params: {tls_minimum_protocol_version: TLSv1_3}
+    # Envoy alone would go up to 1.2 as a client, of which vLLM has by default no suite that Envoy has.
+    tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
     alpn_protocols: [http/1.1]
     combined_validation_context:
       default_validation_context:

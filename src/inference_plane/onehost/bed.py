@@ -8,6 +8,7 @@ chart says.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from inference_plane.checkout import CHARTS, ROOT
 
 from .bedrock import Bedrock, BedrockBehaviour, CredentialEndpoint
 from .dns import DnsServer
+from .issuer import Authority
 from .processes import Processes, free_addresses
 from .replay import ReplayEngine
 from .router import Router, fallback_models, local_values
+from .secrets import mount
 from .serving import App, ServerThread, load_middleware
 
 MIDDLEWARE = CHARTS / "vllm" / "files" / "plane_middleware.py"
+CERTIFICATE = CHARTS / "vllm" / "files" / "certificate.py"
 CAPTURES = ROOT / "tests" / "data" / "vllm-0.32"
 ENGINE_PORT = 8000
 
@@ -32,7 +36,8 @@ class Bed(contextlib.ExitStack):
 
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
     is an ASGI application that serves a model in place of a replayed engine; `names` are further names that DNS knows,
-    with their addresses. While it runs, `engines[fleet]` are the
+    with their addresses. With `tls` that authority vouches for the router and for each fleet, and `secret` gives one of
+    them another certificate. While it runs, `engines[fleet]` are the
     pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
@@ -45,6 +50,7 @@ class Bed(contextlib.ExitStack):
         namespace: str = "inference",
         apps: Mapping[str, App] | None = None,
         names: Mapping[str, Sequence[str]] | None = None,
+        tls: Authority | None = None,
         **engine: Any,
     ) -> None:
         super().__init__()
@@ -52,6 +58,9 @@ class Bed(contextlib.ExitStack):
         self.values = dict(values or {})
         self.apps = dict(apps or {})
         self.names = dict(names or {})
+        self.tls = tls
+        if tls:
+            self.values["global"] = {**self.values["global"], "tls": {"mode": "secrets"}}
         self.engine = {"max_num_seqs": 64, "max_num_queued_reqs": 0, **engine}
         self.engines: dict[str, list[ReplayEngine | ServerThread]] = {}
 
@@ -73,12 +82,13 @@ class Bed(contextlib.ExitStack):
         self._credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.local = local_values(dns_port=self.dns.port, bedrock_port=bedrock.port)
         for fleet, model, count in _fleets(self.values["global"]["models"]):
+            tls = self._certificate(fleet) if self.tls else {}
             self.engines[fleet] = [
-                stack.enter_context(self._engine(model, address)) for address in free_addresses(count, ENGINE_PORT)
+                stack.enter_context(self._engine(model, address, tls)) for address in free_addresses(count, ENGINE_PORT)
             ]
             self.scale(fleet, count)
         self.render = self.rendered(self.values)
-        self.router = Router(self.processes, self.render, self.folder, self._credentials.env)
+        self.router = self._router(self.render, self.folder)
         self.url = self.router.url
         self.wait_for_engines()
 
@@ -105,7 +115,19 @@ class Bed(contextlib.ExitStack):
     def another_router(self, folder: Path) -> Router:
         """One more pod of the Deployment, on ports of its own, before the same engines."""
         local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
-        return Router(self.processes, self.rendered(self.values, local), folder, self._credentials.env)
+        return self._router(self.rendered(self.values, local), folder)
+
+    def host(self, service: str) -> str:
+        """The name of a Service, `router` or a fleet."""
+        return f"{service}.{self.namespace}.svc.cluster.local"
+
+    def secret(self, service: str, data: Mapping[str, str]) -> None:
+        """Gives a Service's pods another Secret, as the kubelet puts it there. `ca.crt` counts for the router alone."""
+        pair = {name: data[name] for name in ("tls.crt", "tls.key")}
+        if service != "router":
+            return mount(self.folder / "secrets" / service, pair)
+        mount(self.folder / "certificate", pair)
+        mount(self.folder / "ca", {"ca.crt": data["ca.crt"]})
 
     def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
         """The router's chart with these values, on this bed."""
@@ -117,14 +139,44 @@ class Bed(contextlib.ExitStack):
 
     def scale(self, fleet: str, replicas: int) -> None:
         """DNS lists the first so many of a fleet's engines as ready."""
-        addresses = [engine.host for engine in self.engines[fleet][:replicas]]
-        self.dns.set(f"{fleet}.{self.namespace}.svc.cluster.local", addresses)
+        self.dns.set(self.host(fleet), [engine.host for engine in self.engines[fleet][:replicas]])
 
-    def _engine(self, model: str, address: str) -> ReplayEngine | ServerThread:
+    def _router(self, render: helm.Render, folder: Path) -> Router:
+        volumes = {}
+        if self.tls:
+            secret = self.tls.secret(self.host("router"))
+            volumes = {
+                "certificate": {name: secret[name] for name in ("tls.crt", "tls.key")},
+                "ca": {"ca.crt": secret["ca.crt"]},
+            }
+        return Router(self.processes, render, folder, self._credentials.env, volumes)
+
+    def _certificate(self, fleet: str) -> dict[str, Any]:
+        """The TLS of a fleet's engines: files that the sidecar of their pods keeps up with the Secret."""
+        target = self.folder / "tls" / fleet
+        target.mkdir(parents=True)
+        self.secret(fleet, self.tls.secret(self.host(fleet)))
+        self.processes.start(
+            f"certificate-{fleet}",
+            [sys.executable, str(CERTIFICATE), f"--source={self.folder / 'secrets' / fleet}", f"--target={target}",
+             "--seconds=0.1"],
+            env={},
+            log_path=self.folder / f"certificate-{fleet}.log",
+            ready=lambda: (target / "tls.key").exists() and (target / "tls.key").stat().st_size > 0,
+        )
+        return {"certfile": str(target / "tls.crt"), "keyfile": str(target / "tls.key"), "refresh": True}
+
+    def _engine(self, model: str, address: str, tls: Mapping[str, Any]) -> ReplayEngine | ServerThread:
         if model in self.apps:
-            return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT)
+            return ServerThread(load_middleware(MIDDLEWARE, self.apps[model]), address, ENGINE_PORT, **tls)
         return ReplayEngine(
-            CAPTURES, host=address, port=ENGINE_PORT, served_model_name=model, middleware=MIDDLEWARE, **self.engine
+            CAPTURES,
+            host=address,
+            port=ENGINE_PORT,
+            served_model_name=model,
+            middleware=MIDDLEWARE,
+            **self.engine,
+            **tls,
         )
 
 

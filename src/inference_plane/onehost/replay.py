@@ -25,7 +25,7 @@ class ReplayEngine:
     """A context manager: one replayed engine on a loopback address, in a thread of this process.
 
     `data` is a folder with vLLM's captured `chat.sse`. `middleware` is the file of the plane's middleware, or None.
-    `metrics_port` adds a port that serves only metrics. Set `behaviour` at any time; `stop` and `start` play a pod's
+    `metrics_port` adds a port that serves only metrics; `tls` is what ServerThread takes of it. Set `behaviour` at any time; `stop` and `start` play a pod's
     death and return on the same address. Raises ValueError for a capture without tokens.
     """
 
@@ -41,6 +41,7 @@ class ReplayEngine:
         max_num_queued_reqs: int = 0,
         max_model_len: int = 1024,
         middleware: str | Path | None = None,
+        **tls: Any,
     ) -> None:
         self.behaviour = Behaviour()
         self.surface = Surface(
@@ -53,7 +54,7 @@ class ReplayEngine:
             knobs=knobs,
             record=True,
         )
-        self._servers = [ServerThread(load_middleware(middleware, self.surface), host, port)]
+        self._servers = [ServerThread(load_middleware(middleware, self.surface), host, port, **tls)]
         if metrics_port is not None:
             self._servers.append(ServerThread(self.surface.metrics_only, host, metrics_port))
 

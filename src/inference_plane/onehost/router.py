@@ -21,6 +21,7 @@ from inference_plane.checkout import ROOT
 from inference_plane.helm import Render
 
 from .processes import Process, Processes, free_port
+from .secrets import mount
 
 #: The folder under the container's working directory where each ConfigMap of the chart is mounted.
 MOUNTS = {"router-bootstrap": "bootstrap", "router-xds": "xds"}
@@ -68,19 +69,28 @@ class Router:
     """Envoy as the chart's Deployment starts it.
 
     `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
-    variables that EKS Pod Identity injects.
+    variables that EKS Pod Identity injects. `volumes` are the Secrets that are mounted beside the ConfigMaps, by the
+    folder; a changed one is put there by `secrets.mount`.
     """
 
-    def __init__(self, processes: Processes, render: Render, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        environment: Mapping[str, str],
+        volumes: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.folder, self._processes = folder, processes
         self.audit_path = folder / "audit.jsonl"
         write_files(render, folder)
+        for name, data in (volumes or {}).items():
+            mount(folder / name, data)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
-        ports = {
-            listener["name"]: listener["address"]["socket_address"]["port_value"]
-            for listener in bootstrap["static_resources"]["listeners"]
-        }
-        self.url = f"http://127.0.0.1:{ports['plane']}"
+        listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
+        ports = {name: listener["address"]["socket_address"]["port_value"] for name, listener in listeners.items()}
+        scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
+        self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
         self.status_url = f"http://127.0.0.1:{ports['status']}"
         self._containers = containers(render)
         self.process: Process = processes.start(
