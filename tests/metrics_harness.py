@@ -12,7 +12,11 @@ from typing import Any
 import promql_parser as promql
 
 DATA = Path(__file__).parent / "data"
-CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), DATA / "envoy-1.40" / "metrics.txt")
+CAPTURES = (
+    *sorted((DATA / "vllm-0.32").glob("metrics-*.txt")),
+    DATA / "metrics-port.txt",
+    DATA / "envoy-1.40" / "metrics.txt",
+)
 
 #: What Prometheus itself says of every target.
 SYNTHETIC = frozenset({"up"})

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 ENGINE_TIMEOUT = 5.0  # seconds
 CLIENT_TIMEOUT = 10.0  # seconds
 
-
+#: A gauge of ours among the engine's.
 EXPIRY = "plane_engine_certificate_expiry_timestamp_seconds"
 
 

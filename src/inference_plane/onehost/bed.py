@@ -112,10 +112,10 @@ class Bed(contextlib.ExitStack):
             wanted = {name: len(engines) for name, engines in self.engines.items()}
         self.router.wait_for_engines(wanted, timeout)
 
-    def another_router(self, folder: Path) -> Router:
-        """One more pod of the Deployment, on ports of its own, before the same engines."""
+    def another_router(self, folder: Path, volumes: Mapping[str, Mapping[str, str]] | None = None) -> Router:
+        """One more pod of the Deployment, on ports of its own, before the same engines; with these Secrets, if any."""
         local = local_values(dns_port=self.dns.port, bedrock_port=self._bedrock_port)
-        return self._router(self.rendered(self.values, local), folder)
+        return self._router(self.rendered(self.values, local), folder, volumes)
 
     def host(self, service: str) -> str:
         """The name of a Service, `router` or a fleet."""
@@ -141,9 +141,10 @@ class Bed(contextlib.ExitStack):
         """DNS lists the first so many of a fleet's engines as ready."""
         self.dns.set(self.host(fleet), [engine.host for engine in self.engines[fleet][:replicas]])
 
-    def _router(self, render: helm.Render, folder: Path) -> Router:
-        volumes = {}
-        if self.tls:
+    def _router(
+        self, render: helm.Render, folder: Path, volumes: Mapping[str, Mapping[str, str]] | None = None
+    ) -> Router:
+        if self.tls and volumes is None:
             secret = self.tls.secret(self.host("router"))
             volumes = {
                 "certificate": {name: secret[name] for name in ("tls.crt", "tls.key")},
