@@ -171,9 +171,11 @@ spec:
 
 {{/* The alerts of a fleet's engines. */}}
 {{- define "plane.engineAlerts" -}}
+{{- $certificate := include "plane.tls" .root | empty | ternary 0 (include "plane.certificateAlertSeconds" .root | int) -}}
 {{- $rules := include "plane.engineRules" (dict "model" .model
       "readySeconds" (include "plane.engineReadySeconds" .)
-      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds) | fromJsonArray -}}
+      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds
+      "certificateSeconds" $certificate) | fromJsonArray -}}
 {{ include "plane.prometheusRule" (dict "root" .root "component" "engine" "name" .model.fleet
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}

@@ -65,6 +65,20 @@ The volume with the certificates of the authorities that vouch for the plane's s
     items: [{key: ca.crt, path: ca.crt}]
 {{- end -}}
 
+{{/*
+Seconds before a certificate's end at which somebody has to know: half of renewBefore, as cert-manager has tried for the
+other half; two weeks for Secrets that somebody else renews. Takes the root.
+*/}}
+{{- define "plane.certificateAlertSeconds" -}}
+{{- with .Values.global.tls -}}
+{{- if eq .mode "certManager" -}}
+{{ div (include "plane.milliseconds" .certManager.renewBefore | int) 2000 }}
+{{- else -}}
+1209600
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* How clients reach the router: http or https, and the port of its Service. */}}
 {{- define "plane.routerScheme" -}}
 {{ include "plane.tls" . | empty | ternary "http" "https" }}

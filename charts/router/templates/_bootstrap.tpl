@@ -56,6 +56,8 @@ static_resources:
     {{- end }}
   listeners:
     - name: plane
+      # Its statistics would be named after its address.
+      stat_prefix: plane
       address:
         socket_address: {address: {{ .Values.listener.address }}, port_value: {{ .Values.listener.port }}}
       # A body is held as a whole, so that it can be sent again to another pod or to Amazon Bedrock.
