@@ -14,6 +14,7 @@ import promql_parser as promql
 DATA = Path(__file__).parent / "data"
 CAPTURES = (
     *sorted((DATA / "vllm-0.32").glob("metrics-*.txt")),
+    DATA / "metrics-port.txt",
     *((DATA / "envoy-1.40" / name) for name in ("metrics-budgets.txt", "metrics.txt")),
 )
 

@@ -25,6 +25,7 @@ FALLBACK = {"residency": "region", "fallback": {"model": "openai.gpt-oss-120b-1:
 VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "secrets"},
         "network": {"policies": False},
         "teams": {"appeals": {"costCenter": "4711", "tokensPerMinute": 1000}},
         "models": {
@@ -48,6 +49,9 @@ VALUES = {
 }
 AUTH = {"issuer": "https://a.example", "audiences": ["a"], "jwks": {"uri": "https://a.example/keys"}}
 RENDERED = {"router": {**VALUES, **ON, "auth": AUTH}, "vllm": {**VALUES, **ON}}
+
+DAY = 86400  # seconds; promtool's clock begins at 0
+LISTENER = {"envoy_tls_certificate": "certificate", "envoy_listener_address": "plane"}
 
 Series = tuple[str, str]
 
@@ -542,6 +546,61 @@ CASES = [
             "bad requests of clients": bedrock("summary", 20, failed=5, code="400"),
             "no traffic": bedrock("summary", 0),
         },
+    ),
+]
+
+
+CASES += [
+    Case(
+        "InferenceRouterCertificateEnds",
+        [router("envoy_listener_ssl_certificate_expiration_unix_time_seconds", f"{9 * DAY}x200", **LISTENER)],
+        severity="warning",
+        summary="The router's certificate ends",
+        description="The certificate that router-0 serves ends in 8d 23h 0m 0s. A client that verifies it is refused "
+        "from then on.",
+        labels={"pod": "router-0"},
+        silent={
+            "three weeks": [
+                router("envoy_listener_ssl_certificate_expiration_unix_time_seconds", f"{21 * DAY}x200", **LISTENER)
+            ],
+            "renewed in time": [
+                router(
+                    "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
+                    f"{9 * DAY}x40 {90 * DAY}x160",
+                    **LISTENER,
+                )
+            ],
+        },
+    ),
+    Case(
+        "InferenceEngineUntrusted",
+        [
+            router("envoy_cluster_ssl_fail_verify_error", "0x200", "fleet/summary"),
+            router("envoy_cluster_ssl_fail_verify_san", "0+30x200", "fleet/summary"),
+        ],
+        severity="warning",
+        summary="An engine does not prove its name: summary",
+        description="Routers refused the certificate of an engine of fleet/summary 150 times in 5 minutes, and sent "
+        "it nothing.",
+        labels={"envoy_cluster_name": "fleet/summary"},
+        silent={
+            "long ago": [
+                router("envoy_cluster_ssl_fail_verify_error", "7x200", "fleet/summary"),
+                router("envoy_cluster_ssl_fail_verify_san", "9x200", "fleet/summary"),
+            ]
+        },
+        model="summary",
+    ),
+    Case(
+        "InferenceEngineCertificateEnds",
+        [engine("plane_engine_certificate_expiry_timestamp_seconds", f"{9 * DAY}x200")],
+        severity="warning",
+        summary="An engine's certificate ends: intake",
+        description="The certificate that intake-0 serves ends in 8d 23h 0m 0s. The router sends it nothing from then "
+        "on.",
+        labels={"pod": "intake-0"},
+        silent={"three weeks": [engine("plane_engine_certificate_expiry_timestamp_seconds", f"{21 * DAY}x200")]},
+        model="intake",
     ),
 ]
 

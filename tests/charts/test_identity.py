@@ -23,6 +23,7 @@ OWN = f"arn:aws:bedrock:eu-central-1:{ACCOUNT}"
 BASE: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1", "accountId": ACCOUNT, "clusterName": "prod"},
+        "tls": {"mode": "none"},
         "residency": {"geography": "eu"},
         "identity": {"manage": "ack"},
         "network": {

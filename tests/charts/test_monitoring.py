@@ -25,6 +25,7 @@ ENTRY = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 VALUES: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "certManager", "certManager": {"issuerRef": {"name": "internal"}}},
         "network": {
             "albSubnetCidrs": ["10.0.0.0/20"],
             "s3Cidrs": ["10.0.64.0/20"],
@@ -406,7 +407,7 @@ def test_each_engine_chart_has_the_same_alerts(engine: str) -> None:
     values = values_with(kserve=ON, global__modelDefaults={"engine": engine})
     rules = render(engine, values).find("PrometheusRule", "summary")["spec"]["groups"][0]["rules"]
     assert {rule["alert"] for rule in rules} == {
-        "InferenceKVCacheFull", "InferenceEngineRestarts", "InferenceReplicaNotReady"}
+        "InferenceKVCacheFull", "InferenceEngineRestarts", "InferenceReplicaNotReady", "InferenceEngineCertificateEnds"}
 
 
 @pytest.mark.parametrize("chart", CHARTS_ON)

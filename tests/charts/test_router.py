@@ -319,7 +319,7 @@ def test_probes_ask_the_listener_that_a_full_router_answers():
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     bootstrap = json.loads(render().find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
     listeners = {one["name"]: one["address"]["socket_address"] for one in bootstrap["static_resources"]["listeners"]}
-    assert ports == {"http": listeners["plane"]["port_value"], "status": listeners["status"]["port_value"]}
+    assert ports == {"https": listeners["plane"]["port_value"], "status": listeners["status"]["port_value"]}
 
 
 def test_the_policy_names_every_flow_and_no_other():
@@ -341,7 +341,7 @@ def test_the_container_runs_where_the_files_are_mounted():
     container = containers(render())["envoy"]
     mounts = {pathlib.PurePath(mount["mountPath"]) for mount in container["volumeMounts"]}
     work = pathlib.PurePath(container["workingDir"])
-    assert {mount.relative_to(work).as_posix() for mount in mounts} == {"bootstrap", "xds", "run"}
+    assert {mount.relative_to(work).as_posix() for mount in mounts} == {"bootstrap", "xds", "run", "certificate", "ca"}
 
 
 def test_a_router_that_fills_up_refuses_requests_before_the_kernel_ends_it():

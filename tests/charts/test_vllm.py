@@ -45,7 +45,8 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values(models: Mapping[str, Any], **over: Any) -> dict[str, Any]:
-    base = {"global": {"aws": {"region": "eu-central-1"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}, "models": models}}
+    shared = {"aws": {"region": "eu-central-1"}, "tls": {"mode": "none"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}}
+    base = {"global": {**shared, "models": models}}
     return merged(base, over)
 
 
@@ -120,7 +121,7 @@ def test_every_pod_meets_the_restricted_standard(file):
         assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert {next(iter(set(v) - {"name"})) for v in spec.get("volumes", [])} <= {"configMap", "emptyDir"}
+        assert {next(iter(set(v) - {"name"})) for v in spec.get("volumes", [])} <= {"configMap", "emptyDir", "secret"}
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
             context = container["securityContext"]
             assert context["allowPrivilegeEscalation"] is False and context["privileged"] is False

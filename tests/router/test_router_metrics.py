@@ -13,6 +13,7 @@ from metrics_harness import CAPTURES, exposed
 from router_harness import CHAT, QUICK, REGION_TARGET, Client, catalogue, chat_body, model, wait_until
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.issuer import Authority
 
 CAPTURE = CAPTURES[-1]
 MODELS = {
@@ -32,8 +33,9 @@ VALUES = catalogue(
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bed, list[tuple[int, str | None]]]]:
     """A bed on which everything has happened, and what clients saw of it."""
-    with Bed(tmp_path_factory.mktemp("bed"), values=VALUES) as bed:
-        client = Client(bed.url)
+    authority = Authority()
+    with Bed(tmp_path_factory.mktemp("bed"), values=VALUES, tls=authority) as bed:
+        client = Client(bed.url, ca=authority.pem, name=bed.host("router"))
         try:
             seen = everything_happens(bed, client)
         finally:

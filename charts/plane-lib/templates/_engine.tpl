@@ -77,6 +77,11 @@ The model is positional, because `vllm serve --model` is an error up to 0.10 and
 {{- end }}
 - --host=0.0.0.0
 - --port={{ include "plane.enginePort" . }}
+{{- if include "plane.tls" .root }}
+- --ssl-certfile=/etc/inference-plane/tls/tls.crt
+- --ssl-keyfile=/etc/inference-plane/tls/tls.key
+- --enable-ssl-refresh
+{{- end }}
 - --tensor-parallel-size={{ $model.tensorParallelSize | int }}
 - --max-model-len={{ $model.maxModelLen | int }}
 - --max-num-seqs={{ $model.maxNumSeqs | int }}

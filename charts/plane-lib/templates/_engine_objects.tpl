@@ -94,6 +94,12 @@ spec:
       targetPort: metrics
 {{- end -}}
 
+{{/* Of a fleet, where cert-manager makes it. */}}
+{{- define "plane.engineTls" -}}
+{{ include "plane.certificate" (dict "root" .root "name" .model.fleet "metadata" (include "plane.engineMetadata" .)
+      "dnsNames" (list (include "plane.engineHost" .))) }}
+{{- end -}}
+
 {{- define "plane.enginePolicy" -}}
 {{- $network := .root.Values.global.network -}}
 {{- $readers := $network.scraperNamespaces -}}
@@ -180,9 +186,11 @@ spec:
 
 {{/* The alerts of a fleet's engines. */}}
 {{- define "plane.engineAlerts" -}}
+{{- $certificate := include "plane.tls" .root | empty | ternary 0 (include "plane.certificateAlertSeconds" .root | int) -}}
 {{- $rules := include "plane.engineRules" (dict "model" .model
       "readySeconds" (include "plane.engineReadySeconds" .)
-      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds) | fromJsonArray -}}
+      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds
+      "certificateSeconds" $certificate) | fromJsonArray -}}
 {{ include "plane.prometheusRule" (dict "root" .root "component" "engine" "name" .model.fleet
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}
@@ -247,6 +255,10 @@ plane_middleware.py: |
   {{- .Files.Get "files/plane_middleware.py" | nindent 2 }}
 metrics_port.py: |
   {{- .Files.Get "files/metrics_port.py" | nindent 2 }}
+{{- if include "plane.tls" . }}
+certificate.py: |
+  {{- .Files.Get "files/certificate.py" | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* (dict "root" $ "namespace" $namespace) */}}

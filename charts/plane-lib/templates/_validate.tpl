@@ -12,7 +12,7 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $models := include "plane.models" . | fromJson -}}
 {{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
-{{- range $rule := list "Aws" "Identity" "Network" "Accelerators" "Images" -}}
+{{- range $rule := list "Aws" "Identity" "Network" "Tls" "Accelerators" "Images" -}}
 {{- $context := dict "root" $ "global" $global "models" $models "fleets" $fleets -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}

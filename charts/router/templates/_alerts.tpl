@@ -41,6 +41,16 @@ max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_acti
       "description" (printf "Requests of teams with a token budget %s, {{ $value | humanize }} a second."
         ($refuses | ternary "are refused with 503" "are served without being counted"))) -}}
 {{- end -}}
+{{- if include "plane.tls" . -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceRouterCertificateEnds" "severity" "warning" "for" "10m" "runbook" "certificates"
+      "expr" (printf `
+min by (pod) (envoy_listener_ssl_certificate_expiration_unix_time_seconds{%s}) - time() < %s`
+        $job (include "plane.certificateAlertSeconds" .))
+      "summary" "The router's certificate ends"
+      "description" (print "The certificate that {{ $labels.pod }} serves ends in {{ $value | humanizeDuration }}. "
+        "A client that verifies it is refused from then on.")) -}}
+{{- end -}}
 {{- concat $rules (include "router.policyRules" . | fromJsonArray) | toJson -}}
 {{- end -}}
 
@@ -105,6 +115,17 @@ and
 sum(increase(envoy_cluster_upstream_rq_total{%s}[5m])) > 0` $engines $fleet)
       "summary" (printf "No engine is ready: %s" $model.name)
       "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min $then)) -}}
+
+{{- if include "plane.tls" .root -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceEngineUntrusted" "severity" "warning" "for" "1m" "runbook" "certificates"
+      "expr" (printf `
+sum by (envoy_cluster_name) (increase(envoy_cluster_ssl_fail_verify_error{%[1]s}[5m]))
++ sum by (envoy_cluster_name) (increase(envoy_cluster_ssl_fail_verify_san{%[1]s}[5m])) > 0` $fleet)
+      "summary" (printf "An engine does not prove its name: %s" $model.name)
+      "description" (print "Routers refused the certificate of an engine of {{ $labels.envoy_cluster_name }} "
+        "{{ $value | humanize }} times in 5 minutes, and sent it nothing.")) -}}
+{{- end -}}
 
 {{- $small := printf `%s < %d` $engines $min -}}
 {{- if gt $max $min -}}
@@ -236,6 +257,8 @@ dashboards read. Everything would be some 270 series a cluster.
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout)$`
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_(pending|retry)_overflow$`
       `^cluster\.fleet/[^.]+\.ratelimit\.(ok|over_limit|error)$`
+      `^cluster\.fleet/[^.]+\.ssl\.fail_verify_(error|san)$`
+      `^listener\.plane\.ssl\.certificate\.certificate\.expiration_unix_time_seconds$`
       `^cluster_manager\.cds\.update_(rejected|failure|time)$`
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`

@@ -83,6 +83,8 @@ static_resources:
     {{- end }}
   listeners:
     - name: plane
+      # Its statistics would be named after its address.
+      stat_prefix: plane
       address:
         socket_address: {address: {{ .Values.listener.address }}, port_value: {{ .Values.listener.port }}}
       # A body is held as a whole, so that it can be sent again to another pod or to Amazon Bedrock.
@@ -91,6 +93,11 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config: {{ include "router.connectionManager" . | nindent 16 }}
+          {{- if include "plane.tls" . }}
+          transport_socket: {{ include "router.listenerTls" . | nindent 12 }}
+          # A handshake that does not end must not hold a connection.
+          transport_socket_connect_timeout: 10s
+          {{- end }}
     - name: no-capacity
       address:
         socket_address: {address: 127.0.0.1, port_value: {{ .Values.noCapacity.port }}}

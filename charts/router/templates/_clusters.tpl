@@ -15,6 +15,7 @@ resources:
 
 {{- define "router.fleetCluster" -}}
 {{- $values := .root.Values -}}
+{{- $tls := include "plane.tls" .root -}}
 "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
 name: fleet/{{ .model.fleet }}
 alt_stat_name: fleet/{{ .model.fleet }}
@@ -66,6 +67,20 @@ load_assignment:
             address:
               socket_address: {address: 127.0.0.1, port_value: {{ $values.noCapacity.port }}}
             health_check_config: {disable_active_health_check: true}
+          {{- if $tls }}
+          metadata: {filter_metadata: {envoy.transport_socket_match: {loopback: true}}}
+          {{- end }}
+{{- if $tls }}
+# Whatever is not marked as loopback has to prove its name.
+transport_socket: {{ include "router.tls" (dict "host" (include "plane.engineHost" .) "inside" true) | nindent 2 }}
+transport_socket_matches:
+  - name: loopback
+    match: {loopback: true}
+    transport_socket:
+      name: envoy.transport_sockets.raw_buffer
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+{{- end }}
 circuit_breakers:
   thresholds:
     - max_connections: {{ $values.limits.connections }}
@@ -119,25 +134,6 @@ typed_config:
   dns_failure_refresh_rate: {base_interval: {{ $rate }}, max_interval: {{ $rate }}}
   dns_lookup_family: V4_ONLY
   all_addresses_in_single_endpoint: false
-{{- end -}}
-
-{{/* TLS to a host that must prove its name: (dict "host" $host "ca" $pem), the image's own CAs where "ca" is empty. */}}
-{{- define "router.tls" -}}
-name: envoy.transport_sockets.tls
-typed_config:
-  "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-  sni: {{ .host }}
-  common_tls_context:
-    tls_params: {tls_minimum_protocol_version: TLSv1_2}
-    validation_context:
-      {{- if .ca }}
-      trusted_ca: {inline_string: {{ .ca | quote }}}
-      {{- else }}
-      trusted_ca: {filename: /etc/ssl/certs/ca-certificates.crt}
-      {{- end }}
-      match_typed_subject_alt_names:
-        - san_type: DNS
-          matcher: {exact: {{ .host }}}
 {{- end -}}
 
 {{- define "router.bedrockHost" -}}

@@ -1,6 +1,7 @@
 {{/* What Envoy reads once, at start: a change of these rolls the pods. */}}
 {{- define "router.bootstrapFiles" -}}
 bootstrap.json: {{ include "router.bootstrap" . | fromYaml | toJson | quote }}
+{{- include "router.sdsFiles" . }}
 route.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/lines.lua" | nindent 2 }}

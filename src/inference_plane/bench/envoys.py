@@ -63,6 +63,7 @@ def catalogue(count: int) -> dict[str, Any]:
             }
     return {"auth": {"mode": "none"}, "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "residency": {"geography": "eu"},
         "network": {name: ["10.0.0.0/20"] for name in ("albSubnetCidrs", "s3Cidrs", "bedrockCidrs", "apiServerCidrs")},
         "models": models,

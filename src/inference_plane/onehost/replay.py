@@ -25,9 +25,9 @@ class ReplayEngine:
     """A context manager: one replayed engine on a loopback address, in a thread of this process.
 
     `data` is a folder with vLLM's captured `chat.sse`. `middleware` is the file of the plane's middleware, or None.
-    `version` is the weights', for the middleware's lines. `metrics_port` adds a port that serves only metrics. Set
-    `behaviour` at any time; `stop` and `start` play a pod's death and return on the same address. Raises ValueError for
-    a capture without tokens.
+    `version` is the weights', for the middleware's lines. `metrics_port` adds a port that serves only metrics; `tls` is
+    what ServerThread takes of it. Set `behaviour` at any time; `stop` and `start` play a pod's death and return on the
+    same address. Raises ValueError for a capture without tokens.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class ReplayEngine:
         max_model_len: int = 1024,
         middleware: str | Path | None = None,
         version: str = "v1",
+        **tls: Any,
     ) -> None:
         self.behaviour = Behaviour()
         self.surface = Surface(
@@ -59,7 +60,7 @@ class ReplayEngine:
         self.lines: list[str] = []
         facts = {"model": served_model_name, "model_version": version, "pod": host}
         options = {} if middleware is None else {"report": self.lines.append, "facts": facts}
-        self._servers = [ServerThread(load_middleware(middleware, self.surface, **options), host, port)]
+        self._servers = [ServerThread(load_middleware(middleware, self.surface, **options), host, port, **tls)]
         if metrics_port is not None:
             self._servers.append(ServerThread(self.surface.metrics_only, host, metrics_port))
 

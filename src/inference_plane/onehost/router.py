@@ -21,6 +21,7 @@ from inference_plane.checkout import ROOT
 from inference_plane.helm import Render
 
 from .processes import Process, Processes, free_port
+from .secrets import mount
 
 #: The folder under the container's working directory where each ConfigMap of the chart is mounted.
 MOUNTS = {"router-bootstrap": "bootstrap", "router-routes": "xds", "router-clusters": "xds"}
@@ -75,6 +76,8 @@ class Router:
 
     `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
     variables that EKS Pod Identity injects. `log_path` is where its stderr goes, by default a file in `folder`.
+    `volumes` are the Secrets that are mounted beside the ConfigMaps, by the folder; a changed one is put there by
+    `secrets.mount`.
     """
 
     def __init__(
@@ -84,17 +87,19 @@ class Router:
         folder: Path,
         environment: Mapping[str, str],
         log_path: Path | None = None,
+        volumes: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.folder, self._processes = folder, processes
         # Apart, as the container runtime keeps them: what is written to both at once would mix within lines.
         self.audit_path, self.log_path = folder / "audit.jsonl", log_path or folder / "envoy.log"
         write_files(render, folder)
+        for name, data in (volumes or {}).items():
+            mount(folder / name, data)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
-        ports = {
-            listener["name"]: listener["address"]["socket_address"]["port_value"]
-            for listener in bootstrap["static_resources"]["listeners"]
-        }
-        self.url = f"http://127.0.0.1:{ports['plane']}"
+        listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
+        ports = {name: listener["address"]["socket_address"]["port_value"] for name, listener in listeners.items()}
+        scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
+        self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
         self.status_url = f"http://127.0.0.1:{ports['status']}"
         self._containers = containers(render)
         self.process: Process = processes.start(

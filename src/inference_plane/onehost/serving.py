@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import socket
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
+import watchfiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Scope = MutableMapping[str, Any]
@@ -35,8 +37,9 @@ class ServerThread:
     """A context manager that serves `app` on `host`:`port` (0: a free one) until it is stopped.
 
     It may be started and stopped again and again on the same address; a stopped one refuses connections, as a dead pod
-    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on; `date_header=False` leaves that header to `app`.
-    Raises OSError where the address is taken.
+    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on; with `refresh` they are read again when they
+    change, as vLLM does it with --enable-ssl-refresh. `date_header=False` leaves that header to `app`. Raises OSError
+    where the address is taken.
     """
 
     def __init__(
@@ -47,10 +50,11 @@ class ServerThread:
         *,
         certfile: str | None = None,
         keyfile: str | None = None,
+        refresh: bool = False,
         date_header: bool = True,
     ) -> None:
         self.app, self.host, self.port = app, host, port
-        self._date_header = date_header
+        self._refresh, self._date_header = refresh, date_header
         self._tls = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -92,7 +96,10 @@ class ServerThread:
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
+            watch = asyncio.create_task(self._follow(server)) if self._refresh else None
             await server.serve(sockets=[listener])
+            if watch:
+                watch.cancel()
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), name=f"serve {self.url}", daemon=True)
         self._thread.start()
@@ -101,6 +108,13 @@ class ServerThread:
                 listener.close()
                 raise RuntimeError(f"the server at {self.url} ended while it started; its log has the reason")
             time.sleep(0.005)
+
+    async def _follow(self, server: uvicorn.Server) -> None:
+        """Read the certificate again whenever one of its files changes; a pair that does not fit is passed over."""
+        files = self._tls["ssl_certfile"], self._tls["ssl_keyfile"]
+        async for _ in watchfiles.awatch(*files):
+            with contextlib.suppress(OSError):  # ssl.SSLError is one
+                server.config.ssl.load_cert_chain(*files)
 
     def stop(self) -> None:
         """Stop listening and cut open connections. Stopping a stopped one is no error."""
