@@ -46,6 +46,7 @@ def catalogue(auth: Mapping[str, Any]) -> dict[str, Any]:
         "auth": dict(auth),
         "global": {
             "aws": {"region": "eu-central-1"},
+            "tls": {"mode": "none"},
             "network": {"policies": False},
             "teams": TEAMS,
             "models": {

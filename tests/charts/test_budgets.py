@@ -12,6 +12,7 @@ ENTRY = {"weightsGiB": 0.3, "accelerator": "cpu", "maxModelLen": 512, "source": 
 VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "network": {"albSubnetCidrs": ["10.0.0.0/20"], "jwksCidrs": ["10.0.80.0/24"]},
         "teams": {
             "care": {"claim": "grp-1", "tokensPerMinute": 200000, "models": {"records": {"tokensPerMinute": 1000}}},

@@ -17,6 +17,7 @@ def values(tracing=None, *, model=None, network=None):
     return {
         "global": {
             "aws": {"region": "eu-central-1"},
+            "tls": {"mode": "none"},
             "network": {
                 "albSubnetCidrs": ["10.0.0.0/20"], "s3Cidrs": ["10.0.64.0/20"], "otlpCidrs": ["10.0.96.0/20"],
                 **(network or {}),

@@ -26,6 +26,7 @@ VALUES = {
     "dns": {"refreshRate": "200ms"},
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "residency": {"geography": "eu"},
         "network": {"policies": False},
         "models": {

@@ -47,6 +47,7 @@ def values(protocol: str, port: int, percent: float = 100) -> dict[str, Any]:
     found["global"] |= {
         "tracing": {"endpoint": f"{NAME}:{port}", "protocol": protocol, "samplePercent": percent},
         "aws": {"region": "eu-central-1", "clusterName": "inference-test"},
+        "tls": {"mode": "none"},
     }
     return found
 

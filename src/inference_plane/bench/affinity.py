@@ -132,7 +132,7 @@ def _values() -> dict[str, object]:
         "maxModelLen": 2048, "replicas": {"min": ENGINES}, "api": ["chat"],
     }
     return {"auth": {"mode": "none"}, "global": {
-        "aws": {"region": "eu-central-1"}, "network": {"policies": False},
+        "aws": {"region": "eu-central-1"}, "tls": {"mode": "none"}, "network": {"policies": False},
         "models": {kind: entry | {"affinity": kind} for kind in KINDS},
     }}
 

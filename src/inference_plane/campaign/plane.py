@@ -60,6 +60,7 @@ def values(issuer: Issuer) -> dict[str, Any]:
         "auth": issuer.values(claims={"team": ["groups"], "residency": ["residency"]}),
         "global": {
             "aws": {"region": "eu-central-1"},
+            "tls": {"mode": "none"},
             "residency": {"geography": "eu"},
             "network": {"policies": False},
             "teams": TEAMS,
