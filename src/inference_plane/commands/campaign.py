@@ -22,7 +22,10 @@ Exits 1 where the verdict is bad, 2 where something does not start.
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/campaign", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/campaign",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     campaigns = parser.add_subparsers(dest="campaign", required=True, metavar="CAMPAIGN")
     for name, (summary, add, _) in CAMPAIGNS.items():
@@ -36,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 #: Name -> what it is, its options, and what runs it; the number that it returns is the exit status.
-CAMPAIGNS: dict[
-    str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
-] = {
+CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "fuzz": ("what no client library would send, and how it is read", cli.add_fuzz, cli.run_fuzz),
     "residency": ("whether a prompt leaves that must not", cli.add_residency, cli.run_residency),
 }
