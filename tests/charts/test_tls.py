@@ -12,6 +12,7 @@ from inference_plane.environments import environments
 from inference_plane.manifests import check
 from inference_plane.manifests.kserve import deployments
 from inference_plane.manifests.relations import check_relations
+from inference_plane.onehost.router import xds_files
 
 BASE = {
     "global": {
@@ -66,7 +67,7 @@ def containers(spec):
 
 
 def clusters(rendered):
-    data = rendered.find("ConfigMap", "router-xds")["data"]
+    data = xds_files(rendered)
     return {c["name"]: c for c in json.loads(data["clusters.json"])["resources"]}
 
 
@@ -140,7 +141,7 @@ def test_nothing_but_loopback_is_exempt_in_any_environment():
 def test_without_tls_nothing_of_it_is_left():
     rendered = render({"mode": "none"})
     assert not rendered.of_kind("Certificate")
-    assert "transport_socket" not in rendered.find("ConfigMap", "router-xds")["data"]["clusters.json"]
+    assert "transport_socket" not in xds_files(rendered)["clusters.json"]
     data = rendered.find("ConfigMap", "router-bootstrap")["data"]
     assert "DownstreamTlsContext" not in data["bootstrap.json"] and not [name for name in data if "sds" in name]
     for _, spec in pods(rendered):

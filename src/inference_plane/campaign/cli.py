@@ -57,8 +57,10 @@ def run_fuzz(arguments: argparse.Namespace) -> int:
     _console().print(table)
     for problem in found.problems:
         print(f"FAILED {problem}")
-    print(f"{found.requests:,} mutations in {found.seconds:.0f} s, seed {arguments.seed}: {found.replies:,} answers, "
-          f"{found.lines:,} audit lines, {found.at_bedrock:,} at Amazon Bedrock")  # fmt: skip
+    print(
+        f"{found.requests:,} mutations in {found.seconds:.0f} s, seed {arguments.seed}: {found.replies:,} answers, "
+        f"{found.lines:,} audit lines, {found.at_bedrock:,} at Amazon Bedrock"
+    )
     print("failures: " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(found.failed.items())) or "none"))
     return 1 if found.failed else 0
 
@@ -67,9 +69,13 @@ def _add_run(parser: argparse.ArgumentParser, requests: int) -> None:
     parser.add_argument("--requests", type=int, default=requests, help=f"how many (default {requests:,})")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument(
-        "--break", dest="break_", choices=BREAKS, metavar="ROUTE_FAULT", default="",
+        "--break",
+        dest="break_",
+        choices=BREAKS,
+        metavar="ROUTE_FAULT",
+        default="",
         help="take something out of the router, so that the run must fail: " + ", ".join(BREAKS),
-    )  # fmt: skip
+    )
 
 
 def _say(what: str) -> None:

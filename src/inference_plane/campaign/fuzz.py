@@ -1,7 +1,7 @@
 """Requests as no client library would send them, against a real Envoy, each judged by Python's own reading of it.
 
-Mutated bodies, headers, paths and framing, the same for the same seed. What the oracle asserts is at `Fuzz`. It counts a
-prompt as one that must stay under *any* reading of the body (the first `model`, the last, one in the path), of the
+Mutated bodies, headers, paths and framing, the same for the same seed. What the oracle asserts is at `Fuzz`. It counts
+a prompt as one that must stay under *any* reading of the body (the first `model`, the last, one in the path), of the
 headers (any x-residency that tightens, once unfolded, in any spelling) and of the token.
 """
 
@@ -36,7 +36,18 @@ INJECTED = "injected-by-the-client"
 _CHAT = "/v1/chat/completions"
 _NAMES = [name for model, entry in MODELS.items() for name in (model, *entry.get("servedNames", []))]
 _SERVED = {name: model for model, entry in MODELS.items() for name in (model, *entry.get("servedNames", []))}
-_WORDS = ["cluster", "region", "geography", "anywhere", "ANYWHERE", "", "world", "any where", "anywhere,cluster", "\xe9"]
+_WORDS = [
+    "cluster",
+    "region",
+    "geography",
+    "anywhere",
+    "ANYWHERE",
+    "",
+    "world",
+    "any where",
+    "anywhere,cluster",
+    "\xe9",
+]
 #: Statuses that the router says of itself and that need no explanation.
 _OWN = {200, 400, 401, 403, 404, 405, 408, 413, 426, 431}
 
@@ -81,7 +92,7 @@ class Found:
 
 
 def models_of(path: str, body: bytes) -> tuple[set[str], bool]:
-    """Every name that some reading of a request takes for its model, and whether the body is JSON, so that they are all.
+    """Every name that some reading of a request takes for its model; and whether its body is JSON, hence certain.
 
     Of a body that is not, whatever looks like a `model` at any depth.
     """
@@ -154,8 +165,16 @@ def _tricks(random_: random.Random) -> Headers:
         [(b"x-plane-model", b"triage"), (b"x-plane-team", injected), (b"X-Plane-Stream", b"plain")],
         [(b"x-plane-body-model", b"triage"), (b"x-plane-refused", b""), (b"x-plane-target", injected)],
         [(b"x-plane-started-ms", b"1"), (b"x-plane-first-token-budget", injected)],
-        [(b"x-envoy-retry-on", injected), (b"x-envoy-max-retries", b"9"), (b"x-envoy-upstream-alt-stat-name", injected)],
-        [(b"x-envoy-original-path", injected), (b"X-Envoy-Expected-Rq-Timeout-Ms", b"1"), (b"x-envoy-attempt-count", injected)],
+        [
+            (b"x-envoy-retry-on", injected),
+            (b"x-envoy-max-retries", b"9"),
+            (b"x-envoy-upstream-alt-stat-name", injected),
+        ],
+        [
+            (b"x-envoy-original-path", injected),
+            (b"X-Envoy-Expected-Rq-Timeout-Ms", b"1"),
+            (b"x-envoy-attempt-count", injected),
+        ],
         [(b"x-inference-backend", injected), (b"x-inference-model-version", injected)],
         [(b"connection", b"x-plane-model, x-request-id, content-type")],
         [(b"connection", b"authorization")],
@@ -165,9 +184,22 @@ def _tricks(random_: random.Random) -> Headers:
         [(b"expect", random_.choice([b"100-continue", b"200-ok"]))],
         [(b"content-encoding", random_.choice([b"gzip", b"identity", b"br", b"identity, gzip", b"GZIP"]))],
         [(b"content-encoding", b"identity"), (b"content-encoding", b"gzip")],
-        [(b"content-type", random_.choice([b"text/plain", b"application/json; charset=utf-16", b"multipart/form-data"]))],
-        [(b"x-http-method-override", b"GET"), (b"x-original-url", b"/triage" + _CHAT.encode()), (b"x-rewrite-url", b"/")],
-        [(b"x-forwarded-for", b"10.0.0.1, 127.0.0.1"), (b"x-forwarded-proto", b"https"), (b"x-forwarded-host", injected)],
+        [
+            (
+                b"content-type",
+                random_.choice([b"text/plain", b"application/json; charset=utf-16", b"multipart/form-data"]),
+            )
+        ],
+        [
+            (b"x-http-method-override", b"GET"),
+            (b"x-original-url", b"/triage" + _CHAT.encode()),
+            (b"x-rewrite-url", b"/"),
+        ],
+        [
+            (b"x-forwarded-for", b"10.0.0.1, 127.0.0.1"),
+            (b"x-forwarded-proto", b"https"),
+            (b"x-forwarded-host", injected),
+        ],
         [(b"x-request-id", injected), (b"forwarded", b"for=10.0.0.1"), (b"via", b"1.1 a")],
         [(b"authorization", b"Bearer x"), (b"cookie", injected)],
         [(b"x-a", b"a" * random_.choice([1000, 59_000, 61_000, 70_000]))],
@@ -175,7 +207,7 @@ def _tricks(random_: random.Random) -> Headers:
         [(b"", b"empty")],
         [(b"x-a", bytes(random_.randrange(256) for _ in range(8)))],
         [(b":path", b"/triage" + _CHAT.encode()), (b"host", b"other")],
-    ]  # fmt: skip
+    ]
     return [pair for lines in random_.sample(choices, random_.choice([1, 1, 2, 3])) for pair in lines]
 
 
@@ -183,15 +215,45 @@ def _paths(random_: random.Random) -> str:
     name = random_.choice([*MODELS, "nobody", "v1", "org%2Fsummary:8b"])
     return random_.choice(
         [
-            f"/{name}{_CHAT}", f"/{name}/{_CHAT}", f"//{name}{_CHAT}", f"/{name}/..{_CHAT}", f"/intake/../{name}{_CHAT}",
-            f"/{name}/%2e%2e{_CHAT}", f"/{name}/.{_CHAT}", f"/{name};x=y{_CHAT}", f"{_CHAT};x", f"{_CHAT}/", f"{_CHAT}?model={name}",
-            f"/{name}%2f{_CHAT}", f"/{name}%5c{_CHAT}", f"/{name}\\{_CHAT}", f"/%{ord(name[0]):02x}{name[1:]}{_CHAT}",
-            f"/{name}{_CHAT}#x", f"/{name}{_CHAT}%23", f"/{name}{_CHAT}%00", f"/{name.upper()}{_CHAT}", f"http://evil{_CHAT}",
-            f"http://evil/{name}{_CHAT}", f"/{name}/intake{_CHAT}", f"{_CHAT}%3fx", f"/v1/models/{name}", "/v1/models", "*", "/",
-            f"/{name}/v1/v1/chat/completions", f"/v1/../{name}{_CHAT}", "/../../" + name + _CHAT, f"/{name}{_CHAT}?" + "q" * 300,
-            f"/{name}/v1/completions", "/v1/embeddings", "/v1/responses", "/ready", "/metrics", "/quitquitquit",
+            f"/{name}{_CHAT}",
+            f"/{name}/{_CHAT}",
+            f"//{name}{_CHAT}",
+            f"/{name}/..{_CHAT}",
+            f"/intake/../{name}{_CHAT}",
+            f"/{name}/%2e%2e{_CHAT}",
+            f"/{name}/.{_CHAT}",
+            f"/{name};x=y{_CHAT}",
+            f"{_CHAT};x",
+            f"{_CHAT}/",
+            f"{_CHAT}?model={name}",
+            f"/{name}%2f{_CHAT}",
+            f"/{name}%5c{_CHAT}",
+            f"/{name}\\{_CHAT}",
+            f"/%{ord(name[0]):02x}{name[1:]}{_CHAT}",
+            f"/{name}{_CHAT}#x",
+            f"/{name}{_CHAT}%23",
+            f"/{name}{_CHAT}%00",
+            f"/{name.upper()}{_CHAT}",
+            f"http://evil{_CHAT}",
+            f"http://evil/{name}{_CHAT}",
+            f"/{name}/intake{_CHAT}",
+            f"{_CHAT}%3fx",
+            f"/v1/models/{name}",
+            "/v1/models",
+            "*",
+            "/",
+            f"/{name}/v1/v1/chat/completions",
+            f"/v1/../{name}{_CHAT}",
+            "/../../" + name + _CHAT,
+            f"/{name}{_CHAT}?" + "q" * 300,
+            f"/{name}/v1/completions",
+            "/v1/embeddings",
+            "/v1/responses",
+            "/ready",
+            "/metrics",
+            "/quitquitquit",
         ]
-    )  # fmt: skip
+    )
 
 
 def _chunked(random_: random.Random, body: bytes) -> bytes:
@@ -203,20 +265,37 @@ def _chunked(random_: random.Random, body: bytes) -> bytes:
         number = random_.choice([b"%x", b"%X", b"00%x"]) % len(piece)
         parts.append(number + random_.choice([b"", b"", b";a=b", b';a="b;c"']) + b"\r\n" + piece + b"\r\n")
     trailers = random_.choice(
-        [b"", b"x-residency: cluster\r\n", b"x-plane-model: triage\r\nx-residency: anywhere\r\n", b"content-length: 3\r\n"]
+        [
+            b"",
+            b"x-residency: cluster\r\n",
+            b"x-plane-model: triage\r\nx-residency: anywhere\r\n",
+            b"content-length: 3\r\n",
+        ]
     )
     return b"".join(parts) + b"0\r\n" + trailers + b"\r\n"
 
 
-#: Framing that RFC 9112 forbids, or that two readers may read as two things: (header lines, body) -> the rest of a request.
+#: Framing that RFC 9112 forbids, or that readers may take for two things. A body -> header lines, and what follows.
 _FRAMES: dict[str, Callable[[bytes], tuple[bytes, bytes]]] = {
     "cl.te": lambda body: (b"content-length: %d\r\ntransfer-encoding: chunked\r\n" % len(body), b"0\r\n\r\n" + body),
-    "te.cl": lambda body: (b"transfer-encoding: chunked\r\ncontent-length: 4\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
-    "te.te": lambda body: (b"transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
+    "te.cl": lambda body: (
+        b"transfer-encoding: chunked\r\ncontent-length: 4\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+    ),
+    "te.te": lambda body: (
+        b"transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+    ),
     "te unknown": lambda body: (b"transfer-encoding: xchunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
     "te tab": lambda body: (b"transfer-encoding:\tchunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
-    "te space": lambda body: (b"transfer-encoding : chunked\r\ncontent-length: 4\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
-    "te folded": lambda body: (b"transfer-encoding:\r\n chunked\r\ncontent-length: 4\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
+    "te space": lambda body: (
+        b"transfer-encoding : chunked\r\ncontent-length: 4\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+    ),
+    "te folded": lambda body: (
+        b"transfer-encoding:\r\n chunked\r\ncontent-length: 4\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+    ),
     "te last": lambda body: (b"transfer-encoding: gzip, chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)),
     "cl twice": lambda body: (b"content-length: %d\r\ncontent-length: %d\r\n" % (len(body), len(body)), body),
     "cl differs": lambda body: (b"content-length: 4\r\ncontent-length: %d\r\n" % len(body), body),
@@ -232,22 +311,39 @@ _FRAMES: dict[str, Callable[[bytes], tuple[bytes, bytes]]] = {
     "chunk minus": lambda body: (b"transfer-encoding: chunked\r\n", b"-1\r\n" + body),
     "chunk lf": lambda body: (b"transfer-encoding: chunked\r\n", b"%x\n%s\n0\n\n" % (len(body), body)),
     "chunk overlong": lambda body: (b"transfer-encoding: chunked\r\n", b"%x\r\n%sXX0\r\n\r\n" % (len(body), body)),
-}  # fmt: skip
+}
 _PARTIAL: dict[str, Callable[[bytes], tuple[bytes, bytes]]] = {
     "cl long": lambda body: (b"content-length: %d\r\n" % (len(body) + 9), body),
     "chunk open": lambda body: (b"transfer-encoding: chunked\r\n", b"%x\r\n%s\r\n" % (len(body), body)),
     "chunk half": lambda body: (b"transfer-encoding: chunked\r\n", b"%x\r\n%s" % (len(body) + 9, body)),
 }
 _GARBAGE = [
-    b"\x00\x01\x02\r\n\r\n", bytes.fromhex("16030100a5010000a1030300") + b"\r\n\r\n", b"GET /v1/models\r\n\r\n", b"\r\n" * 40 + b"x\r\n\r\n",
-    b"POST /v1/chat/completions HTTP/1.0\r\n\r\n", b"POST /v1/chat/completions HTTP/3.0\r\n\r\n", b"POST  /v1 HTTP/1.1\r\nhost: a\r\n\r\n",
-    b"POST /v1/chat/completions HTTP/1.1\r\n\r\n", b"POST /v1/chat/completions HTTP/1.1\nhost: a\n\n", b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
-    b"{}\r\n\r\n", b"CONNECT evil:443 HTTP/1.1\r\nhost: evil\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
-]  # fmt: skip
+    b"\x00\x01\x02\r\n\r\n",
+    bytes.fromhex("16030100a5010000a1030300") + b"\r\n\r\n",
+    b"GET /v1/models\r\n\r\n",
+    b"\r\n" * 40 + b"x\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.0\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/3.0\r\n\r\n",
+    b"POST  /v1 HTTP/1.1\r\nhost: a\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\nhost: a\n\n",
+    b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
+    b"{}\r\n\r\n",
+    b"CONNECT evil:443 HTTP/1.1\r\nhost: evil\r\n\r\n",
+    b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+]
 #: How many of a hundred cases are of a kind.
 _KINDS = {
-    "body": 40, "header": 22, "path": 12, "method": 4, "frame": 10, "chunked": 6, "partial": 1, "pipeline": 3, "garbage": 2
-}  # fmt: skip
+    "body": 40,
+    "header": 22,
+    "path": 12,
+    "method": 4,
+    "frame": 10,
+    "chunked": 6,
+    "partial": 1,
+    "pipeline": 3,
+    "garbage": 2,
+}
 _METHODS = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "BREW", "post", "CONNECT"]
 
 
@@ -258,7 +354,9 @@ def cases(seed: int, count: int, callers: Sequence[Caller]) -> Iterator[Case]:
     for number in range(count):
         caller = random_.choice(good if random_.random() < 0.9 else callers)
         prompt = _marker(number)
-        body = bodies.valid(random_, _NAMES, prompt) if random_.random() < 0.3 else bodies.mutated(random_, _NAMES, prompt)
+        body = (
+            bodies.valid(random_, _NAMES, prompt) if random_.random() < 0.3 else bodies.mutated(random_, _NAMES, prompt)
+        )
         if random_.random() < 0.15:
             body = _with_another_model(random_, body)
         path, method, tricks = _CHAT, "POST", []
@@ -314,7 +412,7 @@ def _marked(body: bytes) -> set[tuple[int, bool]]:
 def _with_another_model(random_: random.Random, body: bytes) -> bytes:
     """A body with one more `model`: first, last or deeper, its key perhaps escaped."""
     key = random_.choice(['"model"', '"model"', '"model"', '"model"', '"\\u006dodel"', '"Model"', '"model "'])
-    member = f'{key}:{json.dumps(random_.choice(_NAMES))}'.encode()
+    member = f"{key}:{json.dumps(random_.choice(_NAMES))}".encode()
     start, end = body.find(b"{") + 1, body.rfind(b"}")
     if start == 0 or end < start:
         return body
@@ -425,7 +523,9 @@ class Fuzz:
 
     def _injected(self, message: Message, where: str) -> None:
         for name, value in message.headers:
-            if INJECTED.encode() in value and name.startswith((b"x-plane-", b"x-envoy-", b"x-inference-", b"x-request-id")):
+            if INJECTED.encode() in value and name.startswith(
+                (b"x-plane-", b"x-envoy-", b"x-inference-", b"x-request-id")
+            ):
                 self.found.fail("injected", f"{where} got {name!r}: {value!r}")
 
     def _leaks(self) -> None:
@@ -456,8 +556,11 @@ class Fuzz:
                 self._fail("audit", case, f"{counted[id_]} lines")
         others = len(lines) - len(self._ids)
         if not self._anonymous <= others <= self._anonymous + self._gave_up:
-            self.found.fail("audit", f"{others} further lines for {self._anonymous} answers without an id and "
-                            f"{self._gave_up} requests that the client gave up")  # fmt: skip
+            self.found.fail(
+                "audit",
+                f"{others} further lines for {self._anonymous} answers without an id and "
+                f"{self._gave_up} requests that the client gave up",
+            )
 
     def _fail(self, kind: str, case: Case, what: str) -> None:
         self.found.fail(kind, f"{what}: case {case.number} ({case.kind}): {case.data[:1500]!r}")

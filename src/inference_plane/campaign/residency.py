@@ -151,7 +151,9 @@ def asks(seed: int, count: int, callers: list[Caller]) -> Iterator[Ask]:
             if form < 0.8:
                 body["model"] = alias
         text = json.dumps(dict(random_.sample(list(body.items()), len(body))), separators=(",", ":"))
-        if random_.random() < 0.05 and name and caller.team is not None:  # two models, be it in the body or in the path too
+        if (
+            random_.random() < 0.05 and name and caller.team is not None
+        ):  # two models, be it in the body or in the path too
             other = random_.choice([word for word in MODELS if word != name])
             text = text[:-1] + f',"model":"{other}"' + "}"
             text = text.replace("may-leave", "must-stay")
@@ -218,8 +220,10 @@ class Campaign:
                 if ask.number % shown == 0 and ask.number:
                     rate = ask.number / (time.monotonic() - started)
                     at = self.found.at_bedrock
-                    self._said(f"{ask.number:,} of {self.requests:,}, {rate:,.0f} a second, {at:,} at Bedrock, "
-                               f"leaks {len(self.found.leaked)}")  # fmt: skip
+                    self._said(
+                        f"{ask.number:,} of {self.requests:,}, {rate:,.0f} a second, {at:,} at Bedrock, "
+                        f"leaks {len(self.found.leaked)}"
+                    )
                 if connection is None or connection.closed:
                     connection = await Connection.open(plane.port)
                 self._judge(ask, await connection.ask(ask.data, HANG), connection)
@@ -240,7 +244,9 @@ class Campaign:
         backend = reply.text("x-inference-backend") or "-"
         self.found.outcomes["may leave" if ask.leaves else "must stay", backend, reply.status] += 1
         if reply.status not in ask.statuses:
-            self.found.fail("status", f"{reply.status}, not of {sorted(ask.statuses)}: {ask.what}: {reply.body[:200]!r}")
+            self.found.fail(
+                "status", f"{reply.status}, not of {sorted(ask.statuses)}: {ask.what}: {reply.body[:200]!r}"
+            )
         if backend == "bedrock" and not ask.leaves:
             self.found.leak(ask.number, f"was answered by bedrock: {ask.what}")
         self._ids[reply.text("x-request-id")] = (reply.status, ask)
@@ -258,7 +264,9 @@ class Campaign:
             if kind == b"must-stay":
                 self.found.leak(int(number), f"is at Bedrock: {message.body[:300]!r}")
             elif f'"model":"{target}"'.encode() not in message.body:
-                self.found.fail("misrouted", f"Bedrock was asked for another model than {target}: {message.body[:300]!r}")
+                self.found.fail(
+                    "misrouted", f"Bedrock was asked for another model than {target}: {message.body[:300]!r}"
+                )
             else:
                 self.found.left += 1
         if len(markers) != 1:
