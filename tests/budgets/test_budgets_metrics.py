@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 from budgets_harness import USED, asker, refused, room, settled, values
-from metrics_harness import DATA, exposed
+from metrics_harness import BUDGETS, exposed
 from router_harness import Client, counting_engine, model
 
 from inference_plane.onehost.bed import Bed
 from inference_plane.onehost.issuer import Issuer
 
-CAPTURE = DATA / "envoy-1.40" / "metrics-budgets.txt"
 #: Those of the other capture.
 MODELS = {name: model(name, "cluster") for name in ("summary", "intake")}
 
@@ -52,6 +51,6 @@ def test_the_capture_is_what_an_envoy_with_budgets_shows(bed, update_golden):
         lines = [line for line in reply.read().decode().splitlines() if "ratelimit" in line]
     text = "\n".join(lines) + "\n"
     if update_golden:
-        CAPTURE.write_text(text)
-    live, kept = ({tuple(sorted(series.items())) for series in exposed(t)} for t in (text, CAPTURE.read_text()))
+        BUDGETS.write_text(text)
+    live, kept = ({tuple(sorted(series.items())) for series in exposed(t)} for t in (text, BUDGETS.read_text()))
     assert live == kept

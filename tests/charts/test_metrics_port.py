@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metrics_harness import CAPTURES, exposed
+from metrics_harness import METRICS_PORT, exposed
 
 from inference_plane.checkout import CHARTS
 from inference_plane.onehost.issuer import Authority
@@ -214,8 +214,8 @@ def test_an_engine_has_to_prove_its_name_and_says_when_its_certificate_ends(tmp_
         left = float(expiry.split()[-1]) - time.time()
         assert 23 * 3600 < left <= 24 * 3600
         if update_golden:
-            CAPTURES[-2].write_bytes(expiry)
-        assert exposed(CAPTURES[-2].read_text()) == [series]
+            METRICS_PORT.write_bytes(expiry)
+        assert exposed(METRICS_PORT.read_text()) == [series]
         other_name = right._replace(name="records.inference.svc.cluster.local")
         (tmp_path / "other.crt").write_text(Authority().pem)
         other_authority = right._replace(ca_file=str(tmp_path / "other.crt"))
