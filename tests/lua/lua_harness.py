@@ -59,7 +59,10 @@ function Handle:streamInfo() return self end
 function Handle:dynamicMetadata()
   return {
     get = function(_, name) return self.metadata[name] end,
-    set = function(_, name, key, value) assert(name == "inference-plane") self.marked[key] = value end,
+    set = function(_, name, key, value)
+      local table = name == "inference-plane" and self.marked or self.kept
+      table[key] = value
+    end,
   }
 end
 function Handle:filterContext() return {get = function(_, key) return self.context[key] end} end
@@ -76,7 +79,7 @@ end
 function run(name, headers, body, caller, context)
   written = ""
   local handle = setmetatable(
-    {map = headers, metadata = {["inference-plane"] = caller}, context = context or {}, marked = {}}, Handle)
+    {map = headers, metadata = {["inference-plane"] = caller}, context = context or {}, marked = {}, kept = {}}, Handle)
   handle.content = body and setmetatable({text = body}, Body) or nil
   local ok, problem = plain_pcall(_G[name], handle)
   if not ok and problem ~= RESPONDED then error(problem, 0) end

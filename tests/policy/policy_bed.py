@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from policy_kube import KubeStandIn
+from inference_plane.onehost.kubernetes import KubeStandIn
 
 from inference_plane.onehost.processes import free_port
 from inference_plane.onehost.serving import ServerThread, send_json

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from policy_kube import KubeStandIn
+from inference_plane.onehost.kubernetes import KubeStandIn
 
 from inference_plane.onehost.serving import ServerThread, send_json
 from inference_plane.policy.config import Lease

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from policy_bed import MODEL, NAMESPACE, World, get, metric, share, until
-from policy_kube import KubeStandIn
+from inference_plane.onehost.kubernetes import KubeStandIn
 
 from inference_plane.checkout import ROOT
 from inference_plane.onehost.bed import Bed

@@ -110,6 +110,16 @@ typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     explicit_http_config: {http_protocol_options: {}}
+    {{- if and .model.fallback $values.policy.enabled }}
+    http_filters:
+      # Without a script, except on routes that ask Amazon Bedrock first.
+      - name: restore
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+      - name: envoy.filters.http.upstream_codec
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec
+    {{- end }}
     outlier_detection:
       # What the plane says itself, such as "no capacity", is no sickness of the endpoint that said it.
       error_matcher:

@@ -11,6 +11,10 @@ route.lua: |
 identity.lua: |
   {{- .Files.Get "files/lua/identity.lua" | nindent 2 }}
 {{- end }}
+{{- if .Values.policy.enabled }}
+restore.lua: |
+  {{- .Files.Get "files/lua/restore.lua" | nindent 2 }}
+{{- end }}
 bedrock.lua: |
   {{- .Files.Get "files/lua/members.lua" | nindent 2 }}
   {{- .Files.Get "files/lua/lines.lua" | nindent 2 }}

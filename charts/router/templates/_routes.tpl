@@ -197,6 +197,10 @@ may be a model whose prompts stay, which Amazon Bedrock would never notice.
       {{- end }}
     # All that the policy service can say: which share of these goes to Amazon Bedrock first.
     runtime_fraction: {default_value: {numerator: 0}, runtime_key: fallback.{{ $.model.name }}}
+  typed_per_filter_config:
+    restore:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
+      source_code: {filename: bootstrap/restore.lua}
   route:
     cluster_specifier_plugin: bedrock-then-fleet/{{ $.model.name }}
     {{- include "router.hashPolicy" $.model | nindent 4 }}

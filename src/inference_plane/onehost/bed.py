@@ -21,6 +21,9 @@ from .budgets import NAME as RATELIMIT
 from .budgets import RateLimit, Store, has_budgets
 from .dns import DnsServer
 from .issuer import Authority
+from .kubernetes import KubeStandIn
+from .policy import NAME as POLICY
+from .policy import Policy
 from .processes import Processes, free_addresses
 from .replay import ReplayEngine
 from .router import Router, fallback_models, local_values
@@ -39,7 +42,8 @@ class Bed(contextlib.ExitStack):
     `values` is the catalogue and what else the chart takes; `engine` are arguments of every ReplayEngine. `apps[model]`
     is an ASGI application that serves a model in place of a replayed engine; `names` are further names that DNS knows,
     with their addresses. Where a team has a token budget, `ratelimit` counts it in `store`. With `tls` that authority
-    vouches for the router and for each fleet, and `secret` gives one of them another certificate. While it runs,
+    vouches for the router and for each fleet, and `secret` gives one of them another certificate. `policies` is how many
+    replicas of the policy service run; engines then need a `metrics_port`, 8001 as the chart has it. While it runs,
     `engines[fleet]` are the pods; `scale` changes which of them DNS lists; `render` is what Envoy runs on.
     """
 
@@ -53,6 +57,7 @@ class Bed(contextlib.ExitStack):
         apps: Mapping[str, App] | None = None,
         names: Mapping[str, Sequence[str]] | None = None,
         tls: Authority | None = None,
+        policies: int = 0,
         **engine: Any,
     ) -> None:
         super().__init__()
@@ -61,6 +66,8 @@ class Bed(contextlib.ExitStack):
         self.apps = dict(apps or {})
         self.names = dict(names or {})
         self.tls = tls
+        self._replicas = policies
+        self.policies: list[Policy] = []
         if tls:
             self.values["global"] = {**self.values["global"], "tls": {"mode": "secrets"}}
         self.engine = {"max_num_seqs": 64, "max_num_queued_reqs": 0, **engine}
@@ -95,6 +102,14 @@ class Bed(contextlib.ExitStack):
             self.store = Store(self.processes, self.folder)
             self.ratelimit = RateLimit(self.processes, self.render, self.folder, self.store)
             self.dns.set(self.host(RATELIMIT), [self.ratelimit.host])
+        if self._replicas:
+            kubernetes = stack.enter_context(KubeStandIn())
+            self.policies = [
+                Policy(self.processes, self.render, self.folder, kubernetes, f"{POLICY}-{number}")
+                for number in range(self._replicas)
+            ]
+            self.dns.set(self.host(POLICY), [policy.host for policy in self.policies])
+            self.policies[0].lists({fleet: [e.host for e in engines] for fleet, engines in self.engines.items()})
         self.router = self._router(self.processes, self.render, self.folder)
         self.url = self.router.url
         self.wait_for_engines()

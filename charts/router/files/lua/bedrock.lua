@@ -21,6 +21,8 @@ local KEPT_HEADERS = {
   ["content-type"] = true, accept = true, ["content-length"] = true, ["user-agent"] = true,
   ["x-request-id"] = true,  -- made by the router, never the client's; the audit line and the reply need it
 }
+-- What an engine needs of the request as it came, should a try of the fleet follow: restore.lua.
+local RESTORED = {":path", ":authority", "content-length", "x-plane-stream", "x-plane-model"}
 local OWN_KEYS = {model = true, stream_options = true}  -- written here, never copied
 local REPLY_HEADERS = {prompt_tokens = "x-plane-prompt-tokens", completion_tokens = "x-plane-completion-tokens"}
 
@@ -60,6 +62,14 @@ local function refuse(h, status, kind, message)
   h:respond({[":status"] = status, ["content-type"] = "application/json", ["x-plane-refused"] = message}, body)
 end
 
+local function keep(h, headers)
+  local metadata = h:streamInfo():dynamicMetadata()
+  for _, name in ipairs(RESTORED) do
+    local original = headers:get(name)
+    if original then metadata:set("bedrock", name, original) end
+  end
+end
+
 -- Prepares the request; returns a key of REFUSALS where its body cannot be read.
 local function prepare(h)
   local headers = h:headers()
@@ -71,6 +81,7 @@ local function prepare(h)
   if not body then return "no_body" end
   local text, reason = rewrite(body:getBytes(0, body:length()), target, allowed_keys(more))
   if not text then return reason end
+  keep(h, h:headers())  -- before setBytes, which changes content-length
   local length = body:setBytes(text)
   headers = h:headers()  -- Envoy: a header object does not outlive the wait for a body
   assert(write_line(h, "bedrock", headers:get("x-request-id"), string.format(

@@ -16,7 +16,7 @@ import threading
 from typing import Any
 from urllib.parse import parse_qs
 
-from inference_plane.onehost.serving import ServerThread, read_body, send_json
+from .serving import ServerThread, read_body, send_json
 
 _PATH = re.compile(
     r"^/(?:api|apis/(?P<group>[a-z0-9.]+))/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?$"
