@@ -49,6 +49,7 @@ end
 -- Metadata of one filter, whose table is given whole.
 function Handle:streamInfo() return self end
 function Handle:dynamicMetadata() return {get = function(_, name) return self.metadata[name] end} end
+function Handle:filterContext() return {get = function(_, key) return self.context[key] end} end
 function Handle:clearRouteCache() self.cleared = true end
 function Handle:logErr(text) self.logged = text end
 function Handle:respond(headers, body) self.reply, self.reply_body = headers, body; error(RESPONDED) end
@@ -58,8 +59,9 @@ function pairs(value)
   if meta and meta.__pairs then return meta.__pairs(value) end
   return plain_pairs(value)
 end
-function run(name, headers, body, caller)
-  local handle = setmetatable({map = headers, metadata = {["inference-plane"] = caller}}, Handle)
+function run(name, headers, body, caller, context)
+  local handle = setmetatable(
+    {map = headers, metadata = {["inference-plane"] = caller}, context = context or {}}, Handle)
   handle.content = body and setmetatable({text = body}, Body) or nil
   local ok, problem = plain_pcall(_G[name], handle)
   if not ok and problem ~= RESPONDED then error(problem, 0) end
@@ -99,9 +101,14 @@ def load(name: str, before: bytes = b"", after: bytes = b"") -> Callable[..., Re
         return runtime.table_from({k.encode(): v.encode("latin-1") for k, v in texts.items()})
 
     def call(
-        entry: str, headers: dict[str, str], body: bytes | None = None, caller: dict[str, str] | None = None
+        entry: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        caller: dict[str, str] | None = None,
+        context: dict[str, str] | None = None,
     ) -> Result:
-        handle = run(entry.encode(), table(headers), body, None if caller is None else table(caller))
+        known = [None if texts is None else table(texts) for texts in (caller, context)]
+        handle = run(entry.encode(), table(headers), body, *known)
         content = handle[b"content"]
         return Result(
             headers=text(handle[b"map"]),
