@@ -140,11 +140,16 @@ def test_the_path_form_names_the_model(route, path, rewritten, model):
         assert result.cleared
 
 
-def test_the_body_of_the_path_form_says_whether_it_names_another_model(route):
-    for body, named in ((b'{"model":"m"}', None), (b'{"model":"other"}', "other"), (b"{}", None)):
-        headers = route("/m/v1/chat/completions", body).headers
-        assert (headers["x-plane-model"], headers.get("x-plane-body-model")) == ("m", named)
-    assert "x-plane-body-model" not in route("/v1/chat/completions", b'{"model":"other"}').headers
+def test_the_body_of_the_path_form_names_the_same_model_or_none(route):
+    names = {"name/org/m:7b": "m", "name/m-latest": "m"}
+    for path in ("m", "m-latest"):
+        for body in (b'{"model":"m"}', b'{"model":"org/m:7b"}', b'{"model":"m-latest"}', b'{"model":null}', b"{}"):
+            headers = route(f"/{path}/v1/chat/completions", body, context=names).headers
+            assert headers["x-plane-model"] == path and "x-plane-refused" not in headers
+        for body in (b'{"model":"other"}', b'{"model":"org/other:7b"}'):
+            headers = route(f"/{path}/v1/chat/completions", body, context=names).headers
+            assert headers["x-plane-refused"] == WORDS["two_models"] and "x-plane-model" not in headers
+    assert "x-plane-refused" not in route("/v1/chat/completions", b'{"model":"other"}', context=names).headers
 
 
 @pytest.mark.parametrize(
@@ -160,8 +165,9 @@ def test_other_paths_are_no_path_form(route, path):
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"stream":1}', b'{"model":1}', b'{"model":"a\\u0062"}', b'{"a":[}', b'{"str\\u0065am":true}', '{"stream":true}'.encode("utf-16"), b"[]", None],
-)
+    [b'{"stream":1}', b'{"model":1}', b'{"model":"a\\u0062"}', b'{"a":[}', b'{"str\\u0065am":true}',
+     '{"stream":true}'.encode("utf-16"), b"[]", None],
+)  # fmt: skip
 def test_the_path_form_refuses_what_it_cannot_read(route, body):
     headers = route("/m/v1/chat/completions", body).headers
     assert headers["x-plane-refused"] in WORDS.values()
@@ -170,7 +176,7 @@ def test_the_path_form_refuses_what_it_cannot_read(route, body):
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/m/v1/chat/completions"])
 def test_compressed_bodies_are_refused(route, path):
-    body = b'{"model":"a"}'
+    body = b'{"model":"m"}'
     for encoding in ("gzip", "identity, gzip", "BR"):
         headers = route(path, body, headers={"content-encoding": encoding}).headers
         assert headers["x-plane-refused"] == WORDS["compressed"]

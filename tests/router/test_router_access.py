@@ -331,9 +331,10 @@ def test_a_team_calls_the_models_that_are_for_it_and_no_other(bed, client, audit
         reply = client.ask(path, body, headers)
         line = audit.of(reply)
         assert line["team"] == team
-        if name in MAY[group]:
-            two = body is not None and body.get("model", name) != name
-            assert reply.status == (400 if two else 404 if "embeddings" in path else 200), str(reply)
+        if body is not None and body.get("model", name) != name:
+            assert (reply.status, line["route"]) == (400, "refused"), str(reply)
+        elif name in MAY[group]:
+            assert reply.status == (404 if "embeddings" in path else 200), str(reply)
             assert line["route"] != f"{name}/access"
         else:
             refused(reply, line, 403, "access", "permission_error")

@@ -377,11 +377,6 @@ mappers:
     body_format_override:
       {{- include "router.errorBody" (list "server_error"
           "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
-  - filter: {{ include "router.statusIs" (list 400 "x-plane-body-model") }}
-    body_format_override:
-      {{- include "router.errorBody" (list "invalid_request_error"
-          (print "The path names the model `%REQ(x-plane-model)%`, and the body another one, "
-                 "`%REQ(x-plane-body-model)%`.")) | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
     body_format_override:
       {{- include "router.errorBody" (list "not_found_error"

@@ -56,17 +56,19 @@ resources:
         append_action: ADD_IF_ABSENT
       - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
         append_action: ADD_IF_ABSENT
-    {{- $contexts := dict }}
-    {{- if eq .Values.auth.mode "jwt" }}{{ $_ := set $contexts "identity" (include "router.identityContext" .) }}{{ end }}
-    {{- with include "router.affinityContext" . }}{{ $_ := set $contexts "envoy.filters.http.lua" . }}{{ end }}
-    {{- with $contexts }}
+    {{- /* What route.lua is told: further names, and affinity. */}}
+    {{- $told := include "router.namesContext" . | fromJson }}
+    {{- with include "router.affinityContext" . }}{{ $told = merge $told (fromJson .) }}{{ end }}
+    {{- $contexts := dict "envoy.filters.http.lua" (toJson $told) }}
+    {{- if eq .Values.auth.mode "jwt" }}
+    {{- $_ := set $contexts "identity" (include "router.identityContext" .) }}
+    {{- end }}
     typed_per_filter_config:
-      {{- range $filter, $context := . }}
+      {{- range $filter, $context := $contexts }}
       {{ $filter }}:
         "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
         filter_context: {{ $context }}
       {{- end }}
-    {{- end }}
     virtual_hosts:
       - name: plane
         domains: ["*"]
@@ -136,8 +138,7 @@ resources:
 The routes of one model under one of its names: (dict "root" $ "model" $model "served" $name). A request that asks for
 a tighter residency than the fallback's reach, by any value but one that is known to be wide enough, meets the first of
 them, which knows the fleet alone. route.lua has made one value of x-residency: Envoy matches repeated headers one by
-one, so that one wide value among them would be enough. A path and a body that name two models are refused: one of them
-may be a model whose prompts stay, which Amazon Bedrock would never notice.
+one, so that one wide value among them would be enough.
 */}}
 {{- define "router.modelRoutes" -}}
 {{- $fallback := .model.fallback -}}
@@ -148,17 +149,6 @@ may be a model whose prompts stay, which Amazon Bedrock would never notice.
     {{- include "router.teamMatch" (dict "teams" . "not" true) | nindent 4 }}
   direct_response: {status: 403}
 {{ end -}}
-- name: {{ .model.name }}/two-models
-  match:
-    prefix: /
-    headers:
-      - {name: x-plane-body-model, present_match: true}
-      {{- if gt (len .model.servedNames) 1 }}
-      - name: x-plane-body-model
-        string_match: {safe_regex: {regex: {{ printf "^(%s)$" (include "router.anyOf" .model.servedNames) | quote }}}}
-        invert_match: true
-      {{- end }}
-  direct_response: {status: 400}
 - name: {{ .model.name }}/model
   match:
     path: /v1/models/{{ .served }}
@@ -254,11 +244,13 @@ may be a model whose prompts stay, which Amazon Bedrock would never notice.
   direct_response: {status: 404}
 {{- end -}}
 
-{{/* Words as an expression that matches exactly one of them. */}}
-{{- define "router.anyOf" -}}
-{{- $quoted := list -}}
-{{- range . }}{{ $quoted = append $quoted (regexQuoteMeta .) }}{{ end -}}
-{{ join "|" $quoted }}
+{{/* What the routes tell route.lua: the model of each further name. */}}
+{{- define "router.namesContext" -}}
+{{- $names := dict -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- range without $model.servedNames $name }}{{ $_ := set $names (print "name/" .) $name }}{{ end -}}
+{{- end -}}
+{{ toJson $names }}
 {{- end -}}
 
 {{/* Where a request goes that knows the model's fleets alone, which it may not leave. */}}

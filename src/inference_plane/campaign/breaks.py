@@ -58,10 +58,6 @@ def _cluster_is_wide(routes: list[dict[str, Any]]) -> None:
         matcher["regex"] = _replaced(matcher["regex"], "^(", "^(cluster|")
 
 
-def _without_two_models(routes: list[dict[str, Any]]) -> None:
-    routes[:] = [route for route in routes if not route["name"].endswith("/two-models")]
-
-
 def _lua(old: str, new: str) -> Callable[[dict[str, str]], None]:
     def apply(files: dict[str, str]) -> None:
         files["route.lua"] = _replaced(files["route.lua"], old, new)
@@ -74,7 +70,10 @@ BREAKS: dict[str, tuple[str, Callable[[dict[str, str]], None]]] = {
     "no-restricted-route": ("the route that keeps what x-residency binds", _routes(_without_restricted)),
     "restricted-route-last": ("its place before the routes that lead out", _routes(_restricted_last)),
     "cluster-is-wide": ("`cluster` is taken for wide enough", _routes(_cluster_is_wide)),
-    "two-models": ("the refusal of a path and a body that name two models", _routes(_without_two_models)),
+    "two-models": (
+        "the refusal of a path and a body that name two models",
+        _lua("if by_path and meant", "if false and meant"),
+    ),
     "no-normalisation": (
         "x-residency made one known word",
         _lua('if residency then headers:replace("x-residency", residency) end', ""),

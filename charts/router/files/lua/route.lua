@@ -4,8 +4,8 @@
 --   x-plane-refused  one message of REFUSALS, for a 400
 --   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
 -- Before a prompt goes on, its start line is written (lines.lua). Where that fails it goes nowhere: 503.
--- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body. A body that names one all the
--- same has to mean the same model, which the routes know: x-plane-body-model is its name where that is another word.
+-- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body. The filter context of the
+-- routes says as name/NAME of which model that is a further name.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
 local RESIDENCIES, TIGHTEST = {cluster = 1, region = 2, geography = 3, anywhere = 4}, "cluster"
@@ -44,22 +44,28 @@ local function stream_kind(text, by_key)
   return usage and "usage" or "plain"
 end
 
--- The model that a request body names, its kind of stream, nil and the body's members, or nil, nil and a key of REFUSALS.
--- `by_path`: the model of the path form, whose body may name none; an engine takes null for that.
-local function read_body(text, by_path)
+-- The model of a name, which may be one of its further names.
+local function meant(context, name)
+  return context:get("name/" .. name) or name
+end
+
+-- Model, kind of stream, nil and the members of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model
+-- of the path form, whose body may name none (an engine takes null for that) and no other one: of the two one may be a
+-- model whose prompts stay, which Amazon Bedrock would never notice. `context`: the filter context, needed with `by_path`.
+local function read_body(text, by_path, context)
   local list, found = members(text, UNIQUE)
   if not list then return nil, nil, found end
   local model = value(text, found.model)
-  if by_path and model == "null" then model = nil end
-  if model then
+  if model and not (by_path and model == "null") then
     model = match(model, '^"(.*)"$')
     if not model or not is_model(model) then return nil, nil, "model_form" end
+    if by_path and meant(context, model) ~= meant(context, by_path) then return nil, nil, "two_models" end
   elseif not by_path then
     return nil, nil, "model_missing"
   end
   local stream, reason = stream_kind(text, found)
   if stream == nil then return nil, nil, reason end
-  return model, stream, nil, found
+  return by_path or model, stream, nil, found
 end
 
 -- A key of REFUSALS for a body of /v1/responses that needs what another request left in one engine; nil for any other.
@@ -118,7 +124,7 @@ function envoy_on_request(h)
   else
     by_path = nil
   end
-  local model, stream, reason, in_body = by_path, false, nil, nil
+  local model, stream, reason = by_path, false, nil
   if method == "POST" and sub(path, 1, 4) == "/v1/" then
     local encoding = headers:get("content-encoding")
     local body = h:body()
@@ -128,8 +134,7 @@ function envoy_on_request(h)
       reason = "compressed"
     else
       local text, found = body:getBytes(0, body:length()), nil
-      in_body, stream, reason, found = read_body(text, by_path)
-      model = by_path or in_body
+      model, stream, reason, found = read_body(text, by_path, by_path and h:filterContext())
       if not reason and find(path, "^/v1/responses") then reason = stored(text, found) end
       if not reason then
         if not write_start(h, request_id, caller or {}, model, residency, body:length()) then
@@ -150,7 +155,6 @@ function envoy_on_request(h)
     headers:replace("x-plane-refused", REFUSALS[reason])
   elseif model then
     headers:replace("x-plane-model", model)
-    if in_body and in_body ~= model then headers:replace("x-plane-body-model", in_body) end
   end
   if stream and not reason then headers:replace("x-plane-stream", stream) end
   if reason or model or by_path then h:clearRouteCache() end
