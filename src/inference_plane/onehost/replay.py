@@ -25,8 +25,9 @@ class ReplayEngine:
     """A context manager: one replayed engine on a loopback address, in a thread of this process.
 
     `data` is a folder with vLLM's captured `chat.sse`. `middleware` is the file of the plane's middleware, or None.
-    `metrics_port` adds a port that serves only metrics; `tls` is what ServerThread takes of it. Set `behaviour` at any time; `stop` and `start` play a pod's
-    death and return on the same address. Raises ValueError for a capture without tokens.
+    `metrics_port` adds a port that serves only metrics; `tls` is what ServerThread takes of it. Set `behaviour` at any
+    time; `stop` and `start` play a pod's death and return on the same address. Raises ValueError for a capture without
+    tokens.
     """
 
     def __init__(
