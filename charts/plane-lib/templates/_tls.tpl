@@ -11,7 +11,9 @@ after the Service whose name it proves, `router` or a fleet.
 {{/* The Secret with a certificate and its key: (dict "root" $ "name" "router"). */}}
 {{- define "plane.tlsSecretName" -}}
 {{- $given := list -}}
-{{- if eq .root.Values.global.tls.mode "secrets" }}{{ $given = get .root.Values.global.tls.secretNames .name }}{{ end -}}
+{{- with .root.Values.global.tls -}}
+{{- if eq .mode "secrets" }}{{ $given = get .secretNames $.name }}{{ end -}}
+{{- end -}}
 {{ $given | default (printf "%s-tls" .name) }}
 {{- end -}}
 
@@ -92,7 +94,7 @@ other half; two weeks for Secrets that somebody else renews. Takes the root.
 router.{{ include "plane.routerNamespace" . }}.svc.{{ .Values.global.clusterDomain }}
 {{- end -}}
 
-{{/* Whoever runs models says how their prompts cross the network: (dict "root" $ "global" $global "fleets" $fleets). */}}
+{{/* That it is decided how prompts cross the network: (dict "root" $ "global" $global "fleets" $fleets). */}}
 {{- define "plane.refuseTls" -}}
 {{- $tls := .global.tls -}}
 {{- $fleets := .fleets -}}
@@ -102,7 +104,7 @@ router.{{ include "plane.routerNamespace" . }}.svc.{{ .Values.global.clusterDoma
 {{- include "plane.refusal" (list "global.tls.mode"
       "not decided"
       "Without TLS prompts cross the network in clear text between load balancer, router and engines"
-      (print "certManager with certManager.issuerRef.name, secrets with Secrets of your own, or none for clear text")) -}}
+      "certManager with certManager.issuerRef.name, secrets with Secrets of your own, or none for clear text") -}}
 {{- end -}}
 {{- if eq $tls.mode "certManager" -}}
 {{- $duration := include "plane.milliseconds" $tls.certManager.duration | int -}}

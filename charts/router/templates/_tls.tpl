@@ -74,7 +74,8 @@ sds_config:
 {{- range $name, $content := dict
       "certificate" (dict "tls_certificate" $certificate)
       "ca" (dict "validation_context" $ca) }}
-sds-{{ $name }}.json: {{ dict "resources" (list (merge (dict "@type" $secret "name" $name) $content)) | toJson | quote }}
+{{- $resource := merge (dict "@type" $secret "name" $name) $content }}
+sds-{{ $name }}.json: {{ dict "resources" (list $resource) | toJson | quote }}
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -76,7 +76,7 @@ def main() -> None:
             complaint = ""
         except (OSError, ssl.SSLError) as error:
             # What was copied before stays. Without any, the container's startup probe fails and no engine starts.
-            said = f"certificate: {arguments.source} has no usable tls.crt and tls.key: {error}. Set them in the Secret."
+            said = f"certificate: no usable tls.crt and tls.key in {arguments.source}: {error}. Set them in the Secret."
             if said != complaint:
                 print(said, file=sys.stderr, flush=True)
             complaint = said

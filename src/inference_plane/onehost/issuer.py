@@ -92,7 +92,7 @@ class Authority:
         return str(file)
 
     def secret(self, *names: str, ended: bool = False) -> dict[str, str]:
-        """What a Secret has of a certificate for DNS names: tls.crt, tls.key, ca.crt. One that is `ended` is too old."""
+        """What a Secret has of a certificate for DNS names: tls.crt, tls.key, ca.crt. An `ended` one is too old."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
