@@ -86,7 +86,8 @@ def catalogue(count: int) -> dict[str, Any]:
 
 def everything_on(values: Mapping[str, Any], issuer: Issuer, callers: int = 20) -> tuple[dict[str, Any], list[str]]:
     """The values with all that a production router does per request switched on, and the tokens of so many callers."""
-    secured = {**values, "auth": issuer.values(), "global": values["global"] | {"teams": {"care": {"costCenter": "1"}}}}
+    auth = issuer.values(cachedTokens=1000)
+    secured = {**values, "auth": auth, "global": values["global"] | {"teams": {"care": {"costCenter": "1"}}}}
     return secured, [issuer.token(["care"], sub=f"person-{number}", seconds=86_400) for number in range(callers)]
 
 
