@@ -165,7 +165,11 @@ async def _drive(
     requests_before, cpu_before, began = run.answered, cpu_seconds(), loop.time()
     await run.lasting(seconds)
     # A slow router's streams outlast a window: it must hold as many ends as there are connections, for a fair share.
-    while run.answered - requests_before < connections and loop.time() - began < _PATIENCE:
+    # Where there are pauses, first events are wanted, and as many of them.
+    def fewest() -> int:
+        return min(run.answered - requests_before, len(run.first_events) if pause else connections)
+
+    while fewest() < connections and loop.time() - began < _PATIENCE:
         await run.lasting(0.1)
     load = Load(
         run.answered - requests_before, loop.time() - began, cpu_seconds() - cpu_before, tuple(run.first_events))
