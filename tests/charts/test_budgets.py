@@ -86,14 +86,14 @@ def test_a_dry_run_differs_in_what_the_service_answers_alone():
 
 def test_the_routes_tell_identity_which_budgets_a_team_has():
     (routes,) = json.loads(xds_files(render())["routes.json"])["resources"]
-    teams = routes["typed_per_filter_config"]["identity"]["filter_context"]["teams"]
-    assert teams == {
-        "grp-1": {
+    context = routes["typed_per_filter_config"]["identity"]["filter_context"]
+    assert {key: facts for key, facts in context.items() if key != "claims"} == {
+        "team/grp-1": {
             "team": "care",
             "budget": {"bytes_per_token": 4, "whole": True, "models": {"records": "records", "org/records": "records"}},
         },
-        "claims": {"team": "claims", "budget": {"bytes_per_token": 4, "models": {"letters": "letters"}}},
-        "search": {"team": "search"},
+        "team/claims": {"team": "claims", "budget": {"bytes_per_token": 4, "models": {"letters": "letters"}}},
+        "team/search": {"team": "search"},
     }
 
 

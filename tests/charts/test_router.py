@@ -404,11 +404,19 @@ def test_keys_come_from_a_host_that_proves_its_name_and_has_a_rule_of_its_own():
 def test_the_routes_say_what_each_claim_means():
     (routes,) = xds(render(), "routes.json")
     context = routes["typed_per_filter_config"]["identity"]["filter_context"]
-    assert context["teams"] == {
-        "appeals": {"team": "appeals", "cost_center": "4711"},
-        "inference-care": {"team": "care", "cost_center": "4712"},
+    assert context == {
+        "claims": {"team": ["groups"], "subject": ["sub"], "residency": []},
+        "team/appeals": {"team": "appeals", "cost_center": "4711"},
+        "team/inference-care": {"team": "care", "cost_center": "4712"},
     }
-    assert context["claims"] == {"team": ["groups"], "subject": ["sub"], "residency": []}
+
+
+def test_verified_tokens_are_remembered_where_that_is_asked_for_alone():
+    def provider(auth):
+        return filters(render({"auth": auth}))["jwt_authn"]["providers"]["caller"]
+
+    assert "jwt_cache_config" not in provider({})
+    assert provider({"cachedTokens": 500})["jwt_cache_config"] == {"jwt_cache_size": 500}
 
 
 def test_access_is_the_first_route_under_each_name_of_a_model():

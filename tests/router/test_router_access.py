@@ -446,8 +446,8 @@ class TestKeysThatAreFetched:
         with ServerThread(issuer, certfile=self.authority.vouch(tmp_path, self.NAME)) as server:
             yield server
 
-    def bed(self, folder: Path, issuer: Issuer, server: ServerThread) -> Bed:
-        auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys")
+    def bed(self, folder: Path, issuer: Issuer, server: ServerThread, **more: int) -> Bed:
+        auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys", **more)
         auth["jwks"] |= {"caCertificates": self.authority.pem, "cacheDuration": "1s"}
         (folder / "bed").mkdir()
         return Bed(folder / "bed", values=values(auth), names={self.NAME: ["127.0.0.1"]})
@@ -473,6 +473,26 @@ class TestKeysThatAreFetched:
 
                 wait_until(lambda: old() == 401, "the withdrawn key is dropped")
                 assert status() == 200
+            finally:
+                client.close()
+
+    def test_a_remembered_token_outlives_its_key_but_not_its_end(self, tmp_path, issuer, server):
+        with self.bed(tmp_path, issuer, server, cachedTokens=10, clockSkewSeconds=1) as bed:
+            client = Client(bed.url)
+            first, ends = issuer.name, time.time() + 15
+            remembered, never_seen = (issuer.token("care", key=first, exp=int(ends), sub=sub) for sub in ("a", "b"))
+
+            def status(token: str) -> int:
+                return client.ask("/v1/models", headers=bearer(token)).status
+
+            try:
+                assert status(remembered) == 200
+                issuer.rotate(keep=0)
+                wait_until(lambda: status(issuer.token("care", sub=str(time.time()))) == 200, "the new key")
+                assert status(never_seen) == 401
+                assert status(remembered) == 200, "docs/access.md says so"
+                wait_until(lambda: status(remembered) == 401, "the token's end", 30)
+                assert time.time() > ends - 1
             finally:
                 client.close()
 

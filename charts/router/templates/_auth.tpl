@@ -28,6 +28,9 @@ can send.
         forward: false
         require_expiration: true
         clock_skew_seconds: {{ .clockSkewSeconds }}
+        {{- with .cachedTokens }}
+        jwt_cache_config: {jwt_cache_size: {{ . }}}
+        {{- end }}
         payload_in_metadata: claims
         failed_status_in_metadata: failed
     rules: [{match: {prefix: /}, requires: {provider_name: caller}}]
@@ -106,9 +109,9 @@ VALUE where one follows.
   append_action: OVERWRITE_IF_EXISTS_OR_ADD
 {{- end -}}
 
-{{/* What the routes tell identity.lua: where the claims are, and the team of each value. */}}
+{{/* What the routes tell identity.lua: where the claims are, and the team of each word under a key of its own. */}}
 {{- define "router.identityContext" -}}
-{{- $teams := dict -}}
+{{- $context := dict "claims" .Values.auth.claims -}}
 {{- $models := include "plane.models" . | fromJson -}}
 {{- range $name, $team := .Values.global.teams -}}
 {{- if kindIs "map" $team -}}
@@ -117,10 +120,10 @@ VALUE where one follows.
 {{- with include "router.teamBudget" (dict "root" $ "team" $team "models" $models) -}}
 {{- $_ := set $facts "budget" (fromJson .) -}}
 {{- end -}}
-{{- $_ := set $teams ($team.claim | default $name) $facts -}}
+{{- $_ := set $context (printf "team/%s" ($team.claim | default $name)) $facts -}}
 {{- end -}}
 {{- end -}}
-{{ dict "claims" .Values.auth.claims "teams" $teams | toJson }}
+{{ toJson $context }}
 {{- end -}}
 
 {{/* That the caller's team is one of these, or none of them: (dict "teams" (list ...) "not" true). */}}

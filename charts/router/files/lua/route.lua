@@ -157,5 +157,5 @@ function envoy_on_request(h)
     headers:replace("x-plane-model", model)
   end
   if stream and not reason then headers:replace("x-plane-stream", stream) end
-  if reason or model or by_path then h:clearRouteCache() end
+  if reason or model or by_path or caller then h:clearRouteCache() end
 end
