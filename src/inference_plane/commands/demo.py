@@ -38,11 +38,13 @@ REAL = {
     "model": "SmolLM2-135M-Instruct in llama.cpp: every token and every token count",
     "engine middleware": "the file of the rendered ConfigMap; engines take the limits of the rendered Deployments",
     "token budgets": "the rate-limit service of the rendered Deployment, from its own source",
+    "policy service": "the process of the rendered Deployment, with holds of seconds, in the scenes about shares",
     "signature": "SigV4 by Envoy, recomputed by botocore for every call",
 }
 STANDS_IN = {
     "vLLM": "its HTTP surface, one process a pod; the pods of the fleet share one llama.cpp process",
-    "Kubernetes": "a DNS server that answers as headless Services do; a pod is an address in 127.18.0.0/16",
+    "Kubernetes": "a DNS server that answers as headless Services do, and lists of endpoints for the policy service; a pod "
+    "is an address in 127.18.0.0/16",
     "Amazon Bedrock": "a server on loopback that checks signature, model id and body; the same model answers",
     "issuer of tokens": "keys made for this run, inline in the router's values, which otherwise have auth.mode none; "
     "the teams care, appeals and trial; records is for care",

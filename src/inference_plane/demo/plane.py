@@ -27,6 +27,9 @@ from inference_plane.onehost.budgets import RateLimit, Store
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.engine import LlamaServer
 from inference_plane.onehost.issuer import Issuer
+from inference_plane.onehost.kubernetes import KubeStandIn
+from inference_plane.onehost.policy import NAME as POLICY
+from inference_plane.onehost.policy import Policy
 from inference_plane.onehost.processes import Process, Processes, free_addresses, free_port
 from inference_plane.onehost.router import Router, fallback_models, local_values
 from inference_plane.onehost.serving import ServerThread
@@ -43,6 +46,9 @@ NAMESPACE = "inference"
 MIDDLEWARE = "plane_middleware.py"
 #: Requests that the model behind Bedrock's stand-in works on at once; the others wait there, as Bedrock has room.
 BEDROCK_SLOTS = 8
+#: Shares that fall within seconds: the defaults suit fleets whose engines take minutes to come.
+TUNING = {"smoothingSeconds": 0, "holdSeconds": 8, "lowerSeconds": 1, "lowerPoints": 25}
+METRICS_PORT = 8001  # of every engine, as the chart has it
 #: The flags of a rendered engine that the stand-in of vLLM takes as they are.
 _FLAGS = ("--port", "--max-model-len", "--max-num-seqs", "--max-num-queued-reqs")
 
@@ -153,6 +159,7 @@ class Plane(contextlib.ExitStack):
         self.folder, self.step, self.budgets = folder, step, budgets
         self.pods: dict[str, list[Pod]] = {}
         self._conditions = Conditions()
+        self._policy: Policy | None = None
 
     def __enter__(self) -> Plane:
         super().__enter__()
@@ -176,7 +183,8 @@ class Plane(contextlib.ExitStack):
         self.bedrock_url = stack.enter_context(ServerThread(self.bedrock, port=bedrock_port)).url
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.issuer = Issuer()
-        router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port) | {"auth": self.issuer.values()}
+        router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port)
+        router |= {"auth": self.issuer.values(), "policy": {"tuning": TUNING}}
         teams = CALLERS["teams"] | (BUDGET if self.budgets else {})
         overlay = {"router": router, "global": CALLERS | {"teams": teams}}
         with self.step(f"Helm renders charts/{CHART} with values/{ENVIRONMENT.name}"):
@@ -219,10 +227,36 @@ class Plane(contextlib.ExitStack):
                 self._list_pods(wanted.fleet)
                 self._settle(wanted.fleet)
         self._conditions = wanted
+        self._shift(wanted)
         if (left := 60 - time.time() % 60) < wanted.minute_left:
             with self.step("a new minute begins, and with it every token budget"):
                 time.sleep(left + 0.1)
         self.processes.check()
+
+    def _shift(self, wanted: Conditions) -> None:
+        """Has the policy service run or not, and waits for the share that is wanted of it."""
+        if self._policy and not wanted.policy:
+            self.processes.stop(self._policy.process)
+            self._policy = None
+        if wanted.policy and not self._policy:
+            with self.step("the policy service starts"):
+                kubernetes = self.enter_context(KubeStandIn())
+                self._policy = Policy(self.processes, self.render, self.folder, kubernetes, POLICY)
+                self._policy.lists({name: [pod.address for pod in pods] for name, pods in self.pods.items()})
+                self.dns.set(f"{POLICY}.{NAMESPACE}.svc.cluster.local", [self._policy.host])
+                self._wait_for_share(0, 0)
+        if wanted.policy and wanted.shifted != (0, 100):
+            least, most = wanted.shifted
+            with self.step(f"a share of {least} to {most} % is shifted"):
+                self._wait_for_share(least, most)
+
+    def _wait_for_share(self, least: int, most: int) -> None:
+        deadline = time.monotonic() + 60
+        while not least <= (share := int(self.router.runtime("fallback.assistant").get("fallback.assistant", -1))) <= most:
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Envoy has a share of {share} for assistant, wanted {least} to {most}")
+            time.sleep(0.1)
 
     def _list_pods(self, ready: bool) -> None:
         for name, pods in self.pods.items():
@@ -248,6 +282,7 @@ class Plane(contextlib.ExitStack):
         options = {
             **engine.flags,
             "--host": address,
+            "--metrics-port": METRICS_PORT,
             "--served-model-name": engine.model,
             "--model-url": f"http://127.0.0.1:{model_port}",
             "--middleware": file,

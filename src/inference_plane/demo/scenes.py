@@ -27,6 +27,10 @@ class Conditions:
     fleet_token: float = 0.0
     bedrock_first_token: float = 0.0
     fleet: bool = True
+    # Whether the policy service runs, and the share of `assistant` that it sends to Amazon Bedrock first, in points of
+    # 100. Without it each request finds its own way, as most scenes show.
+    policy: bool = False
+    shifted: tuple[int, int] = (0, 100)
     minute_left: float = 0.0
 
 
@@ -128,6 +132,37 @@ def scenes(*, budget: float, fallback: str, tokens: int = 0, together: int = 200
         Scene("another team's is not", "assistant, by the team care", by("care"), Expect(fleet, attempts=1)),
     ]
 
+    # Replies slow enough for the fleet to stay full while the policy service looks.
+    crowded = Conditions(fleet_token=0.5, policy=True)
+    shifted, over = Conditions(policy=True, shifted=(30, 100)), Conditions(policy=True, shifted=(0, 0))
+    shift = [
+        Scene(
+            "more than the fleet takes, for some seconds",
+            f"assistant, {together // 2} at once, fleet slowed",
+            tuple(chat("assistant", "Is it night?", max_tokens=8, ignore_eos=True) for _ in range(together // 2)),
+            Expect(frozenset({FLEET, BEDROCK})),
+            crowded,
+        ),
+        Scene(
+            "the policy service has shifted a share",
+            f"assistant, {together} at once, short",
+            tuple(chat("assistant", "Is it day?", max_tokens=1) for _ in range(together)),
+            Expect(frozenset({FLEET, BEDROCK})),
+            shifted,
+        ),
+        Scene(
+            "and what must stay is not in it",
+            "assistant, x-residency: cluster, and records",
+            (
+                chat("assistant", hello, secret=True, headers={"x-residency": "cluster"}),
+                chat("records", hello, secret=True),
+            ),
+            Expect(fleet),
+            shifted,
+        ),
+        Scene("the load is over: back to the fleet", "assistant", (chat("assistant", hello),), Expect(fleet, attempts=1), over),
+    ]
+
     def direct(model: str, signature: str) -> tuple[Call]:
         call = chat(model, hello, max_tokens=4)
         return (dataclasses.replace(call, path=BEDROCK_CHAT, to=STAND_IN, signature=signature),)
@@ -215,6 +250,7 @@ def scenes(*, budget: float, fallback: str, tokens: int = 0, together: int = 200
             **stranger("The team `appeals` may not call", 403, "records", team="appeals"),
         ),
         *(budgets if tokens else []),
+        *shift,
         Scene("a body that is not JSON", "model=assistant", (Call(b"model=assistant"),), refused),
         Scene("a body without a model", '{"messages": []}', (Call(b'{"messages": []}'),), refused),
         Scene(

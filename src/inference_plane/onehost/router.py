@@ -153,6 +153,11 @@ class Router:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
 
+    def runtime(self, prefix: str) -> dict[str, str]:
+        """The values of Envoy's runtime keys that begin so, which the policy service sets."""
+        entries = json.loads(self.admin("/runtime?format=json"))["entries"]
+        return {key: entry["final_value"] for key, entry in entries.items() if key.startswith(prefix)}
+
     def stats(self, names: Iterable[str]) -> dict[str, int]:
         """Counters and gauges by their full names; one that Envoy does not have is 0."""
         wanted = set(names)
