@@ -227,13 +227,19 @@ SITUATIONS: dict[str, Callable[[World], tuple[int, Line]]] = {
     "no token, or one that is not good": no_token,
     "the token has no team, or several": no_team,
     "the model is not for the team": not_for_the_team,
-    "body names no single model": no_single_model,
+    "body names no single model or another than the path, or needs a stored response": no_single_model,
     "unknown model; path it does not serve": unknown,
     "too large": too_large,
     "no proper HTTP, header names with `_`": no_proper_http,
 }
-#: Those that need a router of their own: below.
+#: Those that need a router of their own: below, and in the files of what they are about (tls, policy, budgets).
 APART = {
+    "an engine does not prove its name",
+    "shifted: more than the fleet takes, with a fallback",
+    "shifted, and Bedrock throttles or errs",
+    "a token budget is used up",
+    "budgets cannot be asked, `whenUnavailable: serve`",
+    "the same, `refuse`",
     "a limit below is reached",
     "a canary's fleet that Envoy does not know yet",
     "the router leaves while a request runs longer than `drainSeconds`",
