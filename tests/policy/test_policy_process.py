@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,21 +75,21 @@ def test_it_reads_decides_and_answers(world: World, start: Start) -> None:
     world.router.text = router_text(engines=2, bedrock=8, fleet=24)
     for engine in world.engines:
         engine.text = engine_text(6, 6)
-    # 12 run, 8 are at the fallback and would run as well: 40 % are more than what runs at once.
-    until(lambda: share(one.port) == 40, "the share that does not fit")
+    # 12 run, 8 are at the fallback and would run as well, and one too many waits: 1 - 12 / 21.2.
+    until(lambda: share(one.port) == 45, "the share that does not fit")
     assert json.loads(get(one.port, f"/demand/{MODEL}")[1])["demand"] == 32
     assert metric(one.port, f'inference_policy_reason{{model="{MODEL}",reason="queue"}}') == 1
     assert metric(one.port, f'inference_demand{{model="{MODEL}"}}') == 32
     assert "upstream_rq_active" in world.router.queries[-1] and len(ENVOY) > 1000
     (line,) = one.lines("decision", before=0)
-    assert line["model"] == MODEL and line["reasons"] == ["queue"] and line["share"] == 40
+    assert line["model"] == MODEL and line["reasons"] == ["queue"] and line["share"] == 45
     event = until(world.kube.events, "an Event")[0]
     assert event["reason"] == "FallbackShareRaised" and event["type"] == "Warning"
     assert event["regarding"] == {
         "apiVersion": "apps/v1", "kind": "Deployment", "namespace": NAMESPACE, "name": MODEL,
     }
     assert event["note"] == (
-        f"40 % of the requests to {MODEL} that may leave go to its fallback first: more requests than the engines take"
+        f"45 % of the requests to {MODEL} that may leave go to its fallback first: more requests than the engines take"
     )
     world.router.text = router_text(engines=2)
     for engine in world.engines:
@@ -165,7 +166,9 @@ def test_a_hung_engine_delays_nothing_and_garbage_ends_nothing(world: World, sta
     kinds = {line["source"].split(" ")[1].split(":")[0]: line["kind"] for line in one.lines("source-failed")}
     assert kinds == {hung.host: "timeout", garbage.host: "garbage"}
     assert metric(one.port, 'inference_policy_sources_failing{source="engine"}') == 2
-    assert metric(one.port, "inference_policy_tick_seconds") < 0.1, "a tick waits half of itself at most"
+    asked, ticked = len(hung.queries), len(world.router.queries)
+    until(lambda: len(world.router.queries) >= ticked + 20, "the routers are asked all the time")
+    assert len(hung.queries) - asked <= 10, "a tick does not wait for the answer that does not come"
     # The routers' word replaces the engines'.
     world.router.text = router_text(engines=2, bedrock=8, fleet=24)
     until(lambda: (share(one.port) or 0) > 0, "it still decides")
@@ -235,8 +238,6 @@ def test_a_bad_file_leaves_the_last_good_one_in_force(world: World, start: Start
 
 
 def test_a_wrong_start_says_what_to_set(tmp_path: Path) -> None:
-    import subprocess
-
     def run(*arguments: Any) -> str:
         result = subprocess.run(
             [sys.executable, "-m", "inference_plane.policy", *arguments],

@@ -81,8 +81,8 @@ class Tuning:
     holdSeconds: float = 30.0
     lowerPoints: int = 10
     lowerSeconds: float = 10.0
-    # A fleet that fails again while it recovers, or needs a share again soon after, has its hold time doubled, at most
-    # so often, until it has had no share for forgetSeconds.
+    # A fleet that fails again while it recovers has its hold time doubled, at most so often, until it has had no share
+    # for forgetSeconds.
     maxDoublings: int = 3
     forgetSeconds: float = 600.0
     # What stays on a fleet that has engines, however sick it looks.

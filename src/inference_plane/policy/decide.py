@@ -96,8 +96,7 @@ class Memory:
     loaded: bool = False
     late: bool = False
     sick: bool = False
-    # How often a fleet failed again while it recovered, or needed a share again soon after: each doubles the time
-    # without need that lowering waits for.
+    # How often a fleet failed again while it recovered: each doubles the time without need that lowering waits for.
     relapses: int = 0
 
     _TIMES = ("known_at", "needed_at", "raised_at", "lowered_at", "error_at", "wanted_at")
@@ -262,7 +261,7 @@ def _move(tuning: Tuning, memory: Memory, needed: int, failed: bool, now: float)
     if needed > share:
         if not share and now - memory.lowered_at > tuning.forgetSeconds:
             relapses = 0
-        elif (failed or not share) and memory.lowered_at > memory.raised_at:
+        elif failed and memory.lowered_at > memory.raised_at:
             relapses = min(tuning.maxDoublings, relapses + 1)
         memory = dataclasses.replace(memory, share=needed, raised_at=now, needed_at=now, relapses=relapses)
         return needed, memory
