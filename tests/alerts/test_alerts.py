@@ -662,7 +662,8 @@ def test_an_alert_stays_silent(case: Case, rule_file: Path, tmp_path: Path) -> N
 
 
 def test_a_plane_without_traffic_is_silent(rule_file: Path, tmp_path: Path) -> None:
-    assert not run(rule_file, tmp_path, [test_of(case, [router("up", "1x200")], False) for case in CASES])
+    idle = [router("up", "1x200"), *policies("1x200")]
+    assert not run(rule_file, tmp_path, [test_of(case, idle, False) for case in CASES])
 
 
 def test_every_alert_has_its_case() -> None:
