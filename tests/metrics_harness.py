@@ -12,7 +12,11 @@ from typing import Any
 import promql_parser as promql
 
 DATA = Path(__file__).parent / "data"
-CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), DATA / "envoy-1.40" / "metrics.txt")
+#: What the engines' metrics port says itself, and what a router shows: without and with token budgets.
+METRICS_PORT, ROUTER, BUDGETS = (
+    DATA / name for name in ("metrics-port.txt", "envoy-1.40/metrics.txt", "envoy-1.40/metrics-budgets.txt")
+)
+CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), METRICS_PORT, ROUTER, BUDGETS)
 
 #: What Prometheus itself says of every target.
 SYNTHETIC = frozenset({"up"})

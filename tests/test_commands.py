@@ -17,6 +17,7 @@ from inference_plane.commands import test as suite
 ENVIRONMENT = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "network": {"s3Cidrs": ["10.0.1.0/24"], "albSubnetCidrs": ["10.0.3.0/24"]},
         "teams": {"appeals": {}},
         "models": {

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "network": {"s3Cidrs": ["10.0.0.0/16"]},
         "modelDefaults": {"overheadGiB": 2.5, "profiles": {"long": {"accelerator": "l40s", "maxModelLen": 65536}}},
         "models": {name: case for name, (case, _) in CASES.items()},

@@ -25,8 +25,9 @@ FALLBACK = {"residency": "region", "fallback": {"model": "openai.gpt-oss-120b-1:
 VALUES = {
     "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "secrets"},
         "network": {"policies": False},
-        "teams": {"appeals": {"costCenter": "4711"}},
+        "teams": {"appeals": {"costCenter": "4711", "tokensPerMinute": 1000}},
         "models": {
             "summary": {
                 **ENTRY,
@@ -46,7 +47,11 @@ VALUES = {
         },
     },
 }
-RENDERED = {"router": {**VALUES, **ON, "auth": {"mode": "none"}}, "vllm": {**VALUES, **ON}}
+AUTH = {"issuer": "https://a.example", "audiences": ["a"], "jwks": {"uri": "https://a.example/keys"}}
+RENDERED = {"router": {**VALUES, **ON, "auth": AUTH}, "vllm": {**VALUES, **ON}}
+
+DAY = 86400  # seconds; promtool's clock begins at 0
+LISTENER = {"envoy_tls_certificate": "certificate", "envoy_listener_address": "plane"}
 
 Series = tuple[str, str]
 
@@ -67,6 +72,11 @@ def _series(name: str, values: str, monitor: str, pod: str, labels: Mapping[str,
     target = {"job": f"inference/{monitor}", "namespace": "inference", "pod": pod}
     text = ", ".join(f'{key}="{value}"' for key, value in (target | labels).items())
     return f"{name}{{{text}}}", values
+
+
+def policies(*up: str) -> list[Series]:
+    """Replicas of the policy service, and whether Prometheus reaches each."""
+    return [_series("up", values, "router-policy", f"router-policy-{n}", {}) for n, values in enumerate(up)]
 
 
 def fleet(model: str, per_minute: float, *, engines: int = 2, failed: float = 0, code: str = "503") -> list[Series]:
@@ -91,6 +101,14 @@ def bedrock(model: str, per_minute: float, *, failed: float = 0, code: str = "42
 
 def retried(model: str, per_minute: float, code: str = "429") -> Series:
     return router("envoy_cluster_retry_upstream_rq", f"0+{per_minute}x200", f"fleet/{model}", envoy_response_code=code)
+
+
+def budgets(model: str, *, within: str = "", over: str = "", failed: str = "") -> list[Series]:
+    """How a fleet's requests fared with their token budgets; a counter appears with the first of its kind."""
+    counts = {"ok": within, "over_limit": over, "error": failed}
+    return [
+        router(f"envoy_cluster_ratelimit_{name}", values, f"fleet/{model}") for name, values in counts.items() if values
+    ]
 
 
 def timeouts(model: str, whole: float, one_try: float) -> list[Series]:
@@ -245,6 +263,52 @@ CASES = [
         silent={"a new pod for an old one": [router("up", "1x58"), router("up", "_x60 1x50", pod="router-1")]},
     ),
     Case(
+        "InferencePolicyDown",
+        fires=policies("0x200", "0x200"),
+        severity="warning",
+        labels={"job": "inference/router-policy"},
+        summary="No policy service answers",
+        description="Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full or "
+        "empty fleet is met request by request.",
+        silent={"one of two answers": policies("0x200", "1x200")},
+    ),
+    Case(
+        "InferenceTokenBudgetsUnavailable",
+        fires=[*budgets("intake", within="0+60x200", failed="0x30 0+60x100"), *budgets("night", failed="0x30 0+60x100")],
+        severity="warning",
+        labels={"job": "inference/router"},
+        summary="Token budgets cannot be asked for",
+        description="Requests of teams with a token budget are served without being counted, 2 a second.",
+        silent={
+            "budgets are asked": budgets("intake", within="0+60x200", failed="3x200"),
+            "a pod of the service left": budgets("intake", within="0+60x200", failed="0x50 5x3 5x100"),
+        },
+    ),
+    Case(
+        "InferenceTokenBudgetSpent",
+        model="intake",
+        fires=budgets("intake", within="0+60x200", over="0+20x200"),
+        severity="warning",
+        summary="A token budget is spent: intake",
+        description="25% of the requests of teams with a token budget are answered 429, because a budget is spent. The "
+        "audit lines tell whose.",
+        silent={
+            "one in sixty": budgets("intake", within="0+60x200", over="0+1x200"),
+            "a short peak": budgets("intake", within="0+60x200", over="0x52 0+20x5 100x100"),
+            "another model's": budgets("elsewhere", within="0+60x200", over="0+20x200"),
+        },
+    ),
+    Case(
+        "InferenceTokenBudgetSpent",
+        model="intake",
+        fires=budgets("intake", over="0+20x200"),
+        severity="warning",
+        summary="A token budget is spent: intake",
+        description="100% of the requests of teams with a token budget are answered 429, because a budget is spent. The "
+        "audit lines tell whose.",
+        silent={"hardly any": budgets("intake", over="0+0.5x200")},
+    ),
+    Case(
         "InferenceRouterOverloaded",
         fires=[router("envoy_overload_envoy_overload_actions_stop_accepting_requests_active", "0x50 1x100")],
         severity="critical",
@@ -264,7 +328,7 @@ CASES = [
         severity="warning",
         labels={"pod": "router-0", "job": "inference/router"},
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
+        description="router-0 refused the files of router-routes or router-clusters, and since then none was good. It goes on with the last "
         "good ones; a change of the catalogue is not in force.",
         silent={
             # Two minutes after it, while `increase` still sees it: 2580 s are 43 minutes.
@@ -300,8 +364,8 @@ CASES = [
         },
         at="120m",
         summary="Router rejects its routes or clusters",
-        description="router-0 refused the files of router-xds, and since then none was good. It goes on with the last "
-        "good ones; a change of the catalogue is not in force.",
+        description="router-0 refused the files of router-routes or router-clusters, and since then none was good. It "
+        "goes on with the last good ones; a change of the catalogue is not in force.",
         silent={"a pod that started after it": files("_x50 1x200", "_x50 3000000x200")},
     ),
     Case(
@@ -486,6 +550,61 @@ CASES = [
 ]
 
 
+CASES += [
+    Case(
+        "InferenceRouterCertificateEnds",
+        [router("envoy_listener_ssl_certificate_expiration_unix_time_seconds", f"{9 * DAY}x200", **LISTENER)],
+        severity="warning",
+        summary="The router's certificate ends",
+        description="The certificate that router-0 serves ends in 8d 23h 0m 0s. A client that verifies it is refused "
+        "from then on.",
+        labels={"pod": "router-0"},
+        silent={
+            "three weeks": [
+                router("envoy_listener_ssl_certificate_expiration_unix_time_seconds", f"{21 * DAY}x200", **LISTENER)
+            ],
+            "renewed in time": [
+                router(
+                    "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
+                    f"{9 * DAY}x40 {90 * DAY}x160",
+                    **LISTENER,
+                )
+            ],
+        },
+    ),
+    Case(
+        "InferenceEngineUntrusted",
+        [
+            router("envoy_cluster_ssl_fail_verify_error", "0x200", "fleet/summary"),
+            router("envoy_cluster_ssl_fail_verify_san", "0+30x200", "fleet/summary"),
+        ],
+        severity="warning",
+        summary="An engine does not prove its name: summary",
+        description="Routers refused the certificate of an engine of fleet/summary 150 times in 5 minutes, and sent "
+        "it nothing.",
+        labels={"envoy_cluster_name": "fleet/summary"},
+        silent={
+            "long ago": [
+                router("envoy_cluster_ssl_fail_verify_error", "7x200", "fleet/summary"),
+                router("envoy_cluster_ssl_fail_verify_san", "9x200", "fleet/summary"),
+            ]
+        },
+        model="summary",
+    ),
+    Case(
+        "InferenceEngineCertificateEnds",
+        [engine("plane_engine_certificate_expiry_timestamp_seconds", f"{9 * DAY}x200")],
+        severity="warning",
+        summary="An engine's certificate ends: intake",
+        description="The certificate that intake-0 serves ends in 8d 23h 0m 0s. The router sends it nothing from then "
+        "on.",
+        labels={"pod": "intake-0"},
+        silent={"three weeks": [engine("plane_engine_certificate_expiry_timestamp_seconds", f"{21 * DAY}x200")]},
+        model="intake",
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def rule_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The rules of both charts as Prometheus reads them."""
@@ -543,7 +662,8 @@ def test_an_alert_stays_silent(case: Case, rule_file: Path, tmp_path: Path) -> N
 
 
 def test_a_plane_without_traffic_is_silent(rule_file: Path, tmp_path: Path) -> None:
-    assert not run(rule_file, tmp_path, [test_of(case, [router("up", "1x200")], False) for case in CASES])
+    idle = [router("up", "1x200"), *policies("1x200")]
+    assert not run(rule_file, tmp_path, [test_of(case, idle, False) for case in CASES])
 
 
 def test_every_alert_has_its_case() -> None:

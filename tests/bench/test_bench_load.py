@@ -89,3 +89,12 @@ def test_one_bad_answer_among_good_ones_fails_the_run(served, reply: bytes | Non
 def test_nothing_that_listens_is_one_clear_error() -> None:
     with pytest.raises(LoadError, match="took 0 of 2 connections"):
         drive(1, [REQUEST], connections=2, seconds=1, warm_up=0, cpu_seconds=lambda: 0.0)
+
+
+def test_first_events_are_timed_from_their_request_and_pauses_are_kept(served) -> None:
+    event = STREAM.replace(b"6\r\ndata\n\n", b"8\r\ndata: 1\n")
+    load = drive(
+        served(lambda number: event), [REQUEST], connections=2, seconds=0.3, warm_up=0, cpu_seconds=lambda: 0.0,
+        pause=0.02)
+    assert len(load.first_events) >= 2
+    assert all(0 < seconds < 5 for seconds in load.first_events)

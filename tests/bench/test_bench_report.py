@@ -51,3 +51,20 @@ def test_the_document_is_json_with_machine_settings_and_rows() -> None:
     assert document["machine"] == {"cpus": 2}
     assert document["settings"] == {"rounds": 3}
     assert len(document["rows"]) == len(READINGS)
+
+
+def test_a_router_s_first_events_are_compared_with_those_straight_from_the_engine() -> None:
+    def load(*milliseconds: float) -> Load:
+        return Load(requests=3, seconds=1, cpu_seconds=0.1, first_events=tuple(one / 1e3 for one in milliseconds))
+
+    readings = {"straight": [load(1, 1, 2), load(2, 2, 2)], "router": [load(2, 2, 9), load(3, 3, 4)]}
+    straight, router = report.first_tokens(readings, "straight")
+    assert (straight.added_p50_ms, straight.added_p99_ms, straight.ratio_p50) == (0, 0, 1)
+    # 2 - 1 and 3 - 2: a round is compared with itself.
+    assert (router.p50_ms, router.added_p50_ms, router.ratio_p50) == pytest.approx((2.5, 1, 1.75))
+    assert router.samples == 6
+    assert router.p99_ms > 4
+
+
+def test_nothing_is_said_of_first_events_where_none_were_measured() -> None:
+    assert report.first_tokens({}, "straight") == []

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from inference_plane import helm
-from inference_plane.bench import costs, envoys, messages, report, router
+from inference_plane.bench import costs, envoys, messages, peers, report, router
 from inference_plane.commands import bench
+from inference_plane.onehost.router import xds_files
 
 
 def test_cpu_time_of_a_process_grows_with_its_work() -> None:
@@ -33,7 +34,7 @@ def test_what_is_taken_out_is_in_the_chart(name: str) -> None:
     changed = costs.changed(render, costs.WITHOUT[name])
 
     def files(of: helm.Render) -> list[object]:
-        data = of.find("ConfigMap", "router-bootstrap")["data"] | of.find("ConfigMap", "router-xds")["data"]
+        data = of.find("ConfigMap", "router-bootstrap")["data"] | xds_files(of)
         return [json.loads(data[file]) for file in ("bootstrap.json", "routes.json", "clusters.json")]
 
     assert files(changed) != files(render)
@@ -41,13 +42,18 @@ def test_what_is_taken_out_is_in_the_chart(name: str) -> None:
 
 
 def test_a_short_run_measures_every_subject_and_leaves_nothing_running() -> None:
-    cases = [messages.CASES[0], messages.CASES[-1]]
+    cases = [messages.CASES[0], messages.CASES[-1], messages.FIRST_TOKEN]
     before = _children()
     readings = router.measure(seconds=0.2, rounds=1, cases=cases, sizes=(2,), without=["audit log"])
-    subjects = {"bare Envoy", "router, 2 models", "without audit log"}
-    assert set(readings) == {(case.name, subject) for case in cases for subject in subjects}
+    subjects = {"bare Envoy", "router, 2 models", "router, 2 models, tokens", "without audit log"}
+    wanted = {(case.name, subject) for case in cases for subject in subjects}
+    assert set(readings) == wanted | {(messages.FIRST_TOKEN.name, router.STRAIGHT)}
+    timed = [load for (case, _), loads in readings.items() for load in loads if case == messages.FIRST_TOKEN.name]
+    assert all(len(load.first_events) >= messages.FIRST_TOKEN.connections for load in timed)
     assert all(load.requests > 0 and load.cpu_seconds > 0 for loads in readings.values() for load in loads)
+    straight = readings.pop((messages.FIRST_TOKEN.name, router.STRAIGHT))
     assert all(row.ratio > 0 for row in report.rows(readings, router.BASELINE))
+    assert straight[0].first_events
     assert _children() == before
 
 
@@ -79,6 +85,42 @@ def test_the_command_says_in_one_error_what_went_wrong(
     monkeypatch.setattr(router, "measure", refused)
     assert bench.main(["router"]) == 2
     assert capsys.readouterr().err.strip().endswith("error: router, 10 models, 1 KB: it answered 503")
+
+
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
+def test_a_peer_is_pinned_with_hashes(peer: peers.Peer) -> None:
+    name, version = peer.name.lower().split()
+    pins = (peers.PINS / peer.pins).read_text()
+    requirements = [line for line in pins.splitlines() if "==" in line and not line.startswith("#")]
+    assert any(line.replace("[proxy]", "").startswith(f"{name}=={version} ") for line in requirements)
+    assert pins.count("\n    --hash=sha256:") >= len(requirements)
+
+
+def test_a_peer_is_installed_once_and_again_when_its_pins_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PINS", tmp_path)
+    (tmp_path / "nothing.txt").write_text("# nothing\n")
+    peer = peers.Peer("nothing 1", "nothing.txt", peers.PEERS[0].start, sizes=False)
+    said: list[str] = []
+    first = peers.installed(peer, said.append, tmp_path)
+    assert (first / "python").exists()
+    assert peers.installed(peer, said.append, tmp_path) == first
+    (tmp_path / "nothing.txt").write_text("# still nothing\n")
+    assert peers.installed(peer, said.append, tmp_path) != first
+    assert said == ["installing nothing 1 from nothing.txt: a minute, once"] * 2
+
+
+def test_a_peer_that_cannot_be_installed_is_named_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PINS", tmp_path)
+    (tmp_path / "bad.txt").write_text("not a requirement\n")
+    bad = peers.Peer("bad 1", "bad.txt", peers.PEERS[0].start, sizes=False)
+    monkeypatch.setattr(peers, "PEERS", (bad,))
+    monkeypatch.setattr(peers.installed, "__defaults__", (tmp_path,))
+    assert bench._peers(lambda line: None) == []
+    assert "left out: bad 1 cannot be installed: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["router", "--seconds", "0"], ["router", "--rounds", "1000"], ["nothing"]])

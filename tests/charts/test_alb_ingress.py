@@ -297,7 +297,7 @@ def test_only_the_router_is_ever_a_backend(base):
         for rule in route["spec"]["rules"]
         for backend in rule["backendRefs"]
     ]
-    assert backends in ([("router", {"name": "http"})], [("router", 80)])
+    assert backends in ([("router", {"name": "http"})], [("router", {"name": "https"})], [("router", 443)])
     assert {o["spec"]["targetReference"]["name"] for o in rendered.of_kind("TargetGroupConfiguration")} <= {"router"}
 
 

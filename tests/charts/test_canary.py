@@ -8,6 +8,7 @@ import pytest
 from test_vllm import MODEL, NEURON, engine, env, kinds, merged, pod, refusal, render, values
 
 from inference_plane import fit, helm
+from inference_plane.onehost.router import xds_files
 
 CANARY = {"source": "s3://models/m/v2/", "percent": 10}
 WITH = {"canary": CANARY}
@@ -42,7 +43,9 @@ def test_a_canary_differs_in_its_weights_and_answers_to_the_same_names():
     differs = [(mine, its) for mine, its in zip(stable["args"], other["args"], strict=True) if mine != its]
     assert [pair for pair in differs if "--model-loader" not in pair[0]] == [("s3://models/m/v1/", "s3://models/m/v2/")]
     assert other["args"][2:5] == ["--served-model-name", "m", "org/m"]
-    assert (stable["resources"], env(stable)) == (other["resources"], env(other))
+    assert stable["resources"] == other["resources"]
+    versions = [env(container).pop("PLANE_MODEL_VERSION") for container in (stable, other)]
+    assert versions == ["v1", "v2"] and env(stable) | {"PLANE_MODEL_VERSION": "v2"} == env(other)
     assert stable["startupProbe"]["failureThreshold"] > other["startupProbe"]["failureThreshold"]
 
 
@@ -106,10 +109,12 @@ def test_a_canary_on_neuron_has_an_artifact_of_its_own():
 
 def router(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The route configuration and the clusters."""
-    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}, "clientNamespaces": ["c"], "auth": {"mode": "none"}}
-    data = helm.template("router", values=values({"m": MODEL | model}, **network)).find("ConfigMap", "router-xds")[
-        "data"
-    ]
+    network = {
+        "global": {"network": {"bedrockCidrs": ["10.0.1.0/24"], "apiServerCidrs": ["10.0.2.0/28"]}},
+        "clientNamespaces": ["c"],
+        "auth": {"mode": "none"},
+    }
+    data = xds_files(helm.template("router", values=values({"m": MODEL | model}, **network)))
     return json.loads(data["routes.json"])["resources"][0], json.loads(data["clusters.json"])["resources"]
 
 
@@ -131,7 +136,10 @@ FALLBACK = {"residency": "region", "fallback": {"model": "openai.gpt-oss-120b-1:
 def test_the_router_splits_the_first_try_alone(fallback):
     routes, clusters = router(WITH | fallback)
     split, stable, bedrock = {"fleet/m": 90, "fleet/m-canary": 10}, {"fleet/m": 100}, {"bedrock/m": 100}
-    expected = {"fleets/m": [split, stable]} | ({"fleet-then-bedrock/m": [split, stable, bedrock]} if fallback else {})
+    expected = {"fleets/m": [split, stable]}
+    if fallback:
+        expected["fleet-then-bedrock/m"] = [split, stable, bedrock]
+        expected["bedrock-then-fleet/m"] = [bedrock, split, stable]
     assert groups(routes) == expected
     assert [c["name"] for c in clusters] == ["fleet/m", *(["bedrock/m"] if fallback else []), "fleet/m-canary"]
 

@@ -19,7 +19,9 @@ AUTH = {"issuer": "https://i.example", "audiences": ["inference"], "jwks": {"inl
 BASE = {
     "global": {
         "aws": {"region": "eu-central-1"},
-        "network": {"s3Cidrs": ["10.0.1.0/24"], "bedrockCidrs": ["10.0.2.0/24"], "albSubnetCidrs": ["10.0.3.0/24"]},
+        "tls": {"mode": "none"},
+        "network": {"s3Cidrs": ["10.0.1.0/24"], "bedrockCidrs": ["10.0.2.0/24"], "albSubnetCidrs": ["10.0.3.0/24"],
+                    "apiServerCidrs": ["10.0.4.0/28"]},
         "teams": {"appeals": {"costCenter": "4711"}, "claims": {}},
         "models": {"summary": SUMMARY},
     }
@@ -548,6 +550,9 @@ Risks
 - No digest for the images curl, envoy, plane, vllm: a tag can move. Set global.images.NAME.digest, then global.requireDigest: true.
 - One replica of other: a node's drain or loss interrupts it. Set replicas.min: 2.
 - The KV cache of other is assumed at 131072 bytes a token. Set kvBytesPerToken to what scripts/fit --config config.json says.
+- Prompts, answers and tokens cross the cluster's network in clear text (tls.mode none). Set global.tls.mode: certManager.
+
+Token budgets: none, every team may use all that the engines give. Set global.teams.NAME.tokensPerMinute.
 
 Next
   kubectl -n inference rollout status deployment/router
@@ -605,6 +610,7 @@ def test_notes_of_a_safe_catalogue_name_no_risk(chart: pathlib.Path) -> None:
     overlay = {
         "images": {name: digest for name in DEFAULTS["images"]},
         "requireDigest": True,
+        "tls": {"mode": "certManager", "certManager": {"issuerRef": {"name": "internal"}}},
         **one(replicas={"min": 2}, kvBytesPerToken=131072),
     }
     text = notes(chart, overlay)

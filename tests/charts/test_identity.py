@@ -11,6 +11,7 @@ from inference_plane import helm
 from inference_plane.checkout import CHARTS
 from inference_plane.commands import iam
 from inference_plane.manifests import check
+from inference_plane.onehost.router import xds_files
 
 ACCOUNT = "111122223333"
 KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/7c5d9a10-3f1e-4c58-9b07-2a4f6d8e1b30"
@@ -22,11 +23,13 @@ OWN = f"arn:aws:bedrock:eu-central-1:{ACCOUNT}"
 BASE: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1", "accountId": ACCOUNT, "clusterName": "prod"},
+        "tls": {"mode": "none"},
         "residency": {"geography": "eu"},
         "identity": {"manage": "ack"},
         "network": {
             "s3Cidrs": ["10.0.1.0/24"],
             "bedrockCidrs": ["10.0.2.0/24"],
+            "apiServerCidrs": ["10.0.5.0/28"],
             "albSubnetCidrs": ["10.0.3.0/24"],
             "stsCidrs": ["10.0.4.0/24"],
         },
@@ -84,6 +87,11 @@ def trust(rendered: helm.Render, name: str) -> dict[str, Any]:
     return statement
 
 
+def iam_roles(rendered: helm.Render) -> list[dict[str, Any]]:
+    """The roles of AWS, and not those of Kubernetes."""
+    return [role for role in rendered.of_kind("Role") if role["apiVersion"].startswith("iam.services.k8s.aws/")]
+
+
 def pod(rendered: helm.Render, name: str) -> dict[str, Any]:
     return rendered.find("Deployment", name)["spec"]["template"]["spec"]
 
@@ -127,7 +135,7 @@ class TestPolicies:
 
     def test_weights_in_the_image_need_no_role(self) -> None:
         rendered = render()
-        assert {role["metadata"]["name"] for role in rendered.of_kind("Role")} == {"summary", "records", "router"}
+        assert {role["metadata"]["name"] for role in iam_roles(rendered)} == {"summary", "records", "router"}
         associations = rendered.of_kind("PodIdentityAssociation")
         assert {a["metadata"]["name"] for a in associations} == {"summary", "records", "router"}
 
@@ -259,7 +267,7 @@ class TestObjects:
 
     def test_an_association_waits_for_its_role_and_names_the_account_of_the_pod(self) -> None:
         rendered = render()
-        for role in rendered.of_kind("Role"):
+        for role in iam_roles(rendered):
             name, namespace = role["metadata"]["name"], role["metadata"]["namespace"]
             assert role["spec"]["name"] == f"inference-{namespace}-{name}"
             association = rendered.find("PodIdentityAssociation", name)
@@ -276,9 +284,9 @@ class TestObjects:
 
     def test_a_boundary_bounds_every_role(self) -> None:
         boundary = f"arn:aws:iam::{ACCOUNT}:policy/workloads"
-        roles = render({"identity": {"permissionsBoundaryArn": boundary}}).of_kind("Role")
+        roles = iam_roles(render({"identity": {"permissionsBoundaryArn": boundary}}))
         assert {role["spec"]["permissionsBoundary"] for role in roles} == {boundary}
-        assert not [role for role in render().of_kind("Role") if "permissionsBoundary" in role["spec"]]
+        assert not [role for role in iam_roles(render()) if "permissionsBoundary" in role["spec"]]
 
     @pytest.mark.parametrize("mode", ["podIdentity", "irsa", "none"])
     def test_nothing_of_them_is_rendered_where_somebody_else_makes_them(self, mode: str) -> None:
@@ -343,7 +351,7 @@ class TestPods:
         assert found["tiny"] is None
 
     def test_with_irsa_envoy_signs_as_the_web_identity_of_its_account_alone(self) -> None:
-        files = render(IRSA).find("ConfigMap", "router-xds")["data"]
+        files = xds_files(render(IRSA))
         (bedrock,) = [c for c in json.loads(files["clusters.json"])["resources"] if c["name"] == "bedrock/summary"]
         options = bedrock["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
         folder = "/var/run/secrets/eks.amazonaws.com/serviceaccount"

@@ -26,7 +26,11 @@ NEURON = {
     "compiled": {"source": "s3://models/c/v1/", "tensorParallelSize": 16, "maxModelLen": 4096, "maxNumSeqs": 64},
 }
 BASE = {
-    "global": {"aws": {"region": "eu-central-1"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}},
+    "global": {
+        "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
+        "network": {"s3Cidrs": ["10.0.0.0/24"]},
+    },
     "nodeClass": {"role": "nodes", "subnetTags": {"tier": "private"}, "securityGroupTags": {"for": "nodes"}},
     "ec2": {"amiAlias": "bottlerocket@1.46.0"},
 }

@@ -13,6 +13,7 @@ from test_vllm import CPU, MODEL, NEURON, env, kinds, merged, values
 from inference_plane import helm
 from inference_plane.checkout import CHARTS
 from inference_plane.manifests.kserve import deployments
+from inference_plane.onehost.router import xds_files
 
 CHART = CHARTS / "kserve"
 CI = sorted(CHART.glob("ci/*-values.yaml"))
@@ -84,9 +85,7 @@ def test_what_belongs_to_the_pods_is_that_of_the_chart_vllm():
 def test_the_router_does_not_tell_the_engines_apart():
     network = {"global": {"network": {"policies": False}}, "auth": {"mode": "none"}}
     one, other = (
-        helm.template("router", values=values({"m": MODEL | {"engine": engine}}, **network)).find(
-            "ConfigMap", "router-xds"
-        )
+        xds_files(helm.template("router", values=values({"m": MODEL | {"engine": engine}}, **network)))
         for engine in ("vllm", "kserve")
     )
     assert one == other

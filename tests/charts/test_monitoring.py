@@ -25,8 +25,15 @@ ENTRY = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 VALUES: dict[str, Any] = {
     "global": {
         "aws": {"region": "eu-central-1"},
-        "network": {"albSubnetCidrs": ["10.0.0.0/20"], "s3Cidrs": ["10.0.64.0/20"], "bedrockCidrs": ["10.0.64.0/20"]},
-        "teams": {"appeals": {"costCenter": "4711"}},
+        "tls": {"mode": "certManager", "certManager": {"issuerRef": {"name": "internal"}}},
+        "network": {
+            "albSubnetCidrs": ["10.0.0.0/20"],
+            "s3Cidrs": ["10.0.64.0/20"],
+            "bedrockCidrs": ["10.0.64.0/20"],
+            "jwksCidrs": ["10.0.80.0/24"],
+            "apiServerCidrs": ["10.0.96.0/28"],
+        },
+        "teams": {"appeals": {"costCenter": "4711", "tokensPerMinute": 1000}},
         "models": {
             "summary": {
                 **ENTRY,
@@ -40,7 +47,11 @@ VALUES: dict[str, Any] = {
             "intake": {**ENTRY, "source": "s3://models/intake/v1/"},
         },
     },
-    "router": {**ON, "auth": {"mode": "none"}, "dashboards": {"enabled": True}},
+    "router": {
+        **ON,
+        "auth": {"issuer": "https://a.example", "audiences": ["a"], "jwks": {"uri": "https://a.example/keys"}},
+        "dashboards": {"enabled": True},
+    },
     "vllm": ON,
 }
 CHARTS_ON = ("router", "vllm")
@@ -164,6 +175,17 @@ def test_only_what_people_feel_pages() -> None:
         "InferenceRouterDown",
         "InferenceRouterOverloaded",
     }
+
+
+def test_budgets_that_nobody_can_ask_page_where_that_refuses_requests() -> None:
+    for mode, severity in (("serve", "warning"), ("refuse", "critical")):
+        values = values_with(router__budgets={"whenUnavailable": mode})
+        assert alert(render("router", values), "InferenceTokenBudgetsUnavailable")["labels"]["severity"] == severity
+
+
+def test_without_budgets_nothing_alerts_about_them() -> None:
+    values = values_with(global__teams__appeals={"costCenter": "4711"})
+    assert not [r for r in rules(render("router", values).objects) if "TokenBudget" in r["alert"]]
 
 
 def test_a_batch_model_pages_nobody() -> None:
@@ -314,7 +336,7 @@ def test_the_sidecar_may_look_for_another_label() -> None:
 
 
 def test_nothing_of_it_is_there_by_default() -> None:
-    values = {"global": VALUES["global"], "router": {"auth": {"mode": "none"}}}
+    values = {"global": VALUES["global"], "router": {"auth": VALUES["router"]["auth"]}}
     kinds = {o["kind"] for o in render("inference-plane", values).objects}
     assert not kinds & {"PodMonitor", "PrometheusRule"}
     assert not dashboards(render("inference-plane", values).objects)
@@ -376,7 +398,7 @@ def test_a_rule_asks_for_the_job_of_a_monitor_in_whatever_namespace() -> None:
     # Without `jobLabel` the Prometheus Operator calls the job NAMESPACE/NAME.
     assert not [o["metadata"]["name"] for o in monitors if "jobLabel" in o["spec"]]
     jobs = {f"{o['metadata']['namespace']}/{o['metadata']['name']}" for o in monitors}
-    assert jobs == {"edge/router", "edge/summary", "care/intake", "care/intake-canary"}
+    assert jobs == {"edge/router", "edge/router-policy", "edge/summary", "care/intake", "care/intake-canary"}
     assert {job for rule in rules(objects) for job in re.findall(r'job="([^"]*)"', rule["expr"])} == jobs
 
 
@@ -385,7 +407,7 @@ def test_each_engine_chart_has_the_same_alerts(engine: str) -> None:
     values = values_with(kserve=ON, global__modelDefaults={"engine": engine})
     rules = render(engine, values).find("PrometheusRule", "summary")["spec"]["groups"][0]["rules"]
     assert {rule["alert"] for rule in rules} == {
-        "InferenceKVCacheFull", "InferenceEngineRestarts", "InferenceReplicaNotReady"}
+        "InferenceKVCacheFull", "InferenceEngineRestarts", "InferenceReplicaNotReady", "InferenceEngineCertificateEnds"}
 
 
 @pytest.mark.parametrize("chart", CHARTS_ON)

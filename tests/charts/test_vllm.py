@@ -45,7 +45,8 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values(models: Mapping[str, Any], **over: Any) -> dict[str, Any]:
-    base = {"global": {"aws": {"region": "eu-central-1"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}, "models": models}}
+    shared = {"aws": {"region": "eu-central-1"}, "tls": {"mode": "none"}, "network": {"s3Cidrs": ["10.0.0.0/24"]}}
+    base = {"global": {**shared, "models": models}}
     return merged(base, over)
 
 
@@ -120,7 +121,7 @@ def test_every_pod_meets_the_restricted_standard(file):
         assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert {next(iter(set(v) - {"name"})) for v in spec.get("volumes", [])} <= {"configMap", "emptyDir"}
+        assert {next(iter(set(v) - {"name"})) for v in spec.get("volumes", [])} <= {"configMap", "emptyDir", "secret"}
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
             context = container["securityContext"]
             assert context["allowPrivilegeEscalation"] is False and context["privileged"] is False
@@ -450,6 +451,10 @@ def test_nothing_phones_home_and_everything_written_goes_to_a_volume():
         ("HF_ENDPOINT", "it would open the engine or take its weights from elsewhere"),
         ("VLLM_USAGE_STATS_SERVER", "it would send usage statistics"),
         ("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "it would write prompts or answers to the log"),
+        (
+            "VLLM_ENABLE_RESPONSES_API_STORE",
+            "it would keep prompts and answers in one engine's memory, where no other request finds them",
+        ),
         ("VLLM_USE_RUST_FRONTEND", "the middleware does not run in it"),
     ],
 )
@@ -574,27 +579,28 @@ def namespaces(rule: Mapping[str, Any]) -> list[str]:
 
 def test_only_the_router_reaches_the_engine():
     spec = render(**{"global": {"routerNamespace": "edge"}}).find("NetworkPolicy", "m")["spec"]
-    router, metrics = spec["ingress"]
-    assert router["ports"] == [{"protocol": "TCP", "port": 8000}]
-    assert router["from"] == [
-        {
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "edge"}},
-            "podSelector": {
-                "matchLabels": {"app.kubernetes.io/name": "router", "app.kubernetes.io/component": "router"}
-            },
-        }
-    ]
+    router, policy, metrics = spec["ingress"]
+    for rule, name, component, port in ((router, "router", "router", 8000), (policy, "router-policy", "policy", 8001)):
+        assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+        assert rule["from"] == [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "edge"}},
+                "podSelector": {
+                    "matchLabels": {"app.kubernetes.io/name": name, "app.kubernetes.io/component": component}
+                },
+            }
+        ]
     assert metrics["ports"] == [{"protocol": "TCP", "port": 8001}] and namespaces(metrics) == ["monitoring"]
 
 
 def test_the_autoscaler_reads_metrics_of_scaled_models_only():
     spec = render({"replicas": {"max": 2}}).find("NetworkPolicy", "m")["spec"]
-    assert namespaces(spec["ingress"][1]) == ["monitoring", "keda"]
+    assert namespaces(spec["ingress"][2]) == ["monitoring", "keda"]
 
 
 def test_no_reader_of_metrics_is_no_rule():
     spec = render(**{"global": {"network": {"scraperNamespaces": []}}}).find("NetworkPolicy", "m")["spec"]
-    assert [rule["ports"][0]["port"] for rule in spec["ingress"]] == [8000]
+    assert [rule["ports"][0]["port"] for rule in spec["ingress"] if "podSelector" not in rule["from"][0]] == []
 
 
 @pytest.mark.parametrize("base", [MODEL, NEURON])

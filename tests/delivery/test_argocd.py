@@ -166,7 +166,8 @@ def test_what_an_application_renders_is_valid_and_fits_together(file, applicatio
     objects = argo.render(application, tests=True)
     # The load balancer of one Application is in front of the router of another, in any split.
     namespace = application["spec"]["destination"]["namespace"]
-    assert [str(f) for f in check(objects, namespace=namespace, external=[f"Service {namespace}/router"])] == []
+    external = [f"Service {namespace}/router", f"ConfigMap {namespace}/payer-authorities"]  # trust-manager's
+    assert [str(f) for f in check(objects, namespace=namespace, external=external)] == []
 
 
 @named(("file", "application"), CHARTED)

@@ -176,5 +176,5 @@ def test_scenes_leave_no_doubt_about_the_budget() -> None:
     for scene in scenes(budget=2.0, fallback="openai.gpt-oss-20b-1:0"):
         if scene.conditions.fleet_first_token:
             assert scene.conditions.fleet_first_token > 2.0
-        if scene.conditions.fleet_token:
+        if scene.conditions.fleet_token and not scene.conditions.policy:  # there it keeps the fleet full
             assert scene.conditions.fleet_token * ((scene.expect.tokens or 0) - 1) > (scene.expect.total_at_least or 0)

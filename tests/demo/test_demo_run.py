@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from inference_plane import tools
 from inference_plane.commands import demo as command
 from inference_plane.demo import plane
 from inference_plane.helm import Render
 from inference_plane.onehost.processes import NotReady
 
-COMMAND = [sys.executable, "-m", "inference_plane.commands.demo"]
+#: What is not built is left to ./scripts/test, which builds it unless it is told not to.
+COMMAND = [sys.executable, "-m", "inference_plane.commands.demo", "--fast"]
+BUILT = tools.path("ratelimit").is_file()
 
 
 @contextlib.contextmanager
@@ -97,6 +100,23 @@ def test_whatever_ends_it_leaves_no_process_behind(
     assert (tmp_path / "out").read_text() == ""
 
 
+def test_what_cannot_be_built_is_said_and_the_rest_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(name: str) -> Path:
+        raise tools.ToolError(f"{name}: no route to host. Set GOPROXY to a module proxy that this machine reaches.")
+
+    monkeypatch.setattr(tools, "path", lambda name: tmp_path / name)
+    monkeypatch.setattr(tools, "build", fail)
+    console = command._console(as_json=False)
+    assert not command._can_count(console, build=True)
+    out = capsys.readouterr().out
+    assert "is built from its Go module, for token budgets, once: a minute" in out
+    assert "not shown: token budgets. ratelimit: no route to host. Set GOPROXY" in out
+    assert not command._can_count(console, build=False)
+    assert capsys.readouterr().out == "not shown: token budgets. --fast builds nothing\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_a_plane_that_does_not_come_up_says_why_and_exits_2(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,7 +159,10 @@ def test_every_scene_is_as_expected_and_the_plane_stays_up(tmp_path: Path) -> No
         assert running.poll() is None, (tmp_path / "err").read_text()
         found = json.loads((tmp_path / "out").read_text())
         assert found["ok"], [row for row in found["rows"] if not row["ok"]]
-        assert {row["scene"] for row in found["rows"]} > {"a completion", "saturation: all are answered"}
+        shown = {row["scene"] for row in found["rows"]}
+        assert shown > {"a completion", "saturation: all are answered"}
+        assert ("its budget is spent: 429" in shown) == BUILT
+        assert ("not shown: token budgets" in (tmp_path / "err").read_text()) != BUILT
         line = (tmp_path / "err").read_text().split("curl -N ")[1]
         url, body = line.split()[0], line.split(" -d '")[1].split("'")[0]
         token = line.split("-H 'authorization: ")[1].split("'")[0]
@@ -149,7 +172,7 @@ def test_every_scene_is_as_expected_and_the_plane_stays_up(tmp_path: Path) -> No
             assert reply.headers["x-inference-backend"] == "fleet"
             assert reply.read().endswith(b"data: [DONE]\n\n")
         started = children(running.pid)
-        assert len(started) == 6, "two models, three engines, Envoy"
+        assert len(started) == 6 + 2 * BUILT, "two models, three engines, Envoy; ratelimit and Redis"
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
         wait(lambda: not any(map(lives, started)), f"{started} outlived it", 20)

@@ -10,7 +10,7 @@ from lua_harness import Result, load
 
 @pytest.fixture(scope="session")
 def route() -> Callable[..., Result]:
-    """route.lua's request side as (path, body, method, headers, caller) -> Result."""
+    """route.lua's request side as (path, body, method, headers, caller, context) -> Result."""
     call = load("route")
 
     def request(
@@ -18,9 +18,10 @@ def route() -> Callable[..., Result]:
         body: bytes | None = None,
         method: str = "POST",
         headers: dict[str, str] | None = None,
-        caller: dict[str, str] | None = None,
+        caller: dict[str, object] | None = None,
+        context: dict[str, str | int] | None = None,
     ) -> Result:
-        return call("envoy_on_request", {":path": path, ":method": method, **(headers or {})}, body, caller)
+        return call("envoy_on_request", {":path": path, ":method": method, **(headers or {})}, body, caller, context)
 
     return request
 

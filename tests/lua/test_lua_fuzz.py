@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 
-import lua_bodies
 import pytest
+
+from inference_plane.campaign import bodies
 
 COUNT = 3000
 
@@ -42,7 +43,7 @@ def check_body_form(route, body: bytes) -> bool:
 
 
 def check_path_form(route, body: bytes) -> None:
-    """Asserts the property for the path form, where the body's own model does not matter."""
+    """Asserts the property for the path form, whose body may name no other model."""
     headers = route("/my-model/v1/chat/completions", body).headers
     if "x-plane-refused" in headers:
         assert "x-plane-model" not in headers, body
@@ -51,6 +52,7 @@ def check_path_form(route, body: bytes) -> None:
     read = parse(body)
     if read is not None:
         assert headers.get("x-plane-stream", "") == meant(read), body
+        assert read.get("model") in (None, "my-model"), body
 
 
 def check_bedrock(bedrock, body: bytes, kept: set[str]) -> None:
@@ -90,7 +92,7 @@ KEPT = set(
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_body_is_refused_or_read_as_a_parser_reads_it(route, bedrock, seed):
     accepted = 0
-    for body in lua_bodies.bodies(seed, COUNT):
+    for body in bodies.bodies(seed, COUNT):
         accepted += check_body_form(route, body)
         check_path_form(route, body)
         check_bedrock(bedrock, body, KEPT)
@@ -100,7 +102,7 @@ def test_a_body_is_refused_or_read_as_a_parser_reads_it(route, bedrock, seed):
 def test_valid_bodies_are_accepted(route):
     random_ = random.Random(3)
     for _ in range(500):
-        body = lua_bodies.valid(random_)
+        body = bodies.valid(random_)
         headers = route(body=body).headers
         # json.dumps escapes only non-ASCII keys here, and those are refused by design.
         if b'"\\u00e9"' in body:

@@ -132,12 +132,24 @@ def test_kind_of_stream(route, path, members, kind):
     ],
 )
 def test_the_path_form_names_the_model(route, path, rewritten, model):
-    for method, body in (("POST", b'{"model":"other"}'), ("POST", b"{}"), ("GET", None)):
+    for method, body in (("POST", b'{"model":null}'), ("POST", b"{}"), ("GET", None)):
         result = route(path, body, method)
         assert result.headers[":path"] == rewritten
         assert result.headers["x-plane-model"] == model
         assert "x-plane-refused" not in result.headers
         assert result.cleared
+
+
+def test_the_body_of_the_path_form_names_the_same_model_or_none(route):
+    names = {"name/org/m:7b": "m", "name/m-latest": "m"}
+    for path in ("m", "m-latest"):
+        for body in (b'{"model":"m"}', b'{"model":"org/m:7b"}', b'{"model":"m-latest"}', b'{"model":null}', b"{}"):
+            headers = route(f"/{path}/v1/chat/completions", body, context=names).headers
+            assert headers["x-plane-model"] == path and "x-plane-refused" not in headers
+        for body in (b'{"model":"other"}', b'{"model":"org/other:7b"}'):
+            headers = route(f"/{path}/v1/chat/completions", body, context=names).headers
+            assert headers["x-plane-refused"] == WORDS["two_models"] and "x-plane-model" not in headers
+    assert "x-plane-refused" not in route("/v1/chat/completions", b'{"model":"other"}', context=names).headers
 
 
 @pytest.mark.parametrize(
@@ -153,8 +165,9 @@ def test_other_paths_are_no_path_form(route, path):
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"stream":1}', b'{"a":[}', b'{"str\\u0065am":true}', '{"stream":true}'.encode("utf-16"), b"[]", None],
-)
+    [b'{"stream":1}', b'{"model":1}', b'{"model":"a\\u0062"}', b'{"a":[}', b'{"str\\u0065am":true}',
+     '{"stream":true}'.encode("utf-16"), b"[]", None],
+)  # fmt: skip
 def test_the_path_form_refuses_what_it_cannot_read(route, body):
     headers = route("/m/v1/chat/completions", body).headers
     assert headers["x-plane-refused"] in WORDS.values()
@@ -163,7 +176,7 @@ def test_the_path_form_refuses_what_it_cannot_read(route, body):
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/m/v1/chat/completions"])
 def test_compressed_bodies_are_refused(route, path):
-    body = b'{"model":"a"}'
+    body = b'{"model":"m"}'
     for encoding in ("gzip", "identity, gzip", "BR"):
         headers = route(path, body, headers={"content-encoding": encoding}).headers
         assert headers["x-plane-refused"] == WORDS["compressed"]
@@ -233,3 +246,43 @@ def test_the_tighter_of_the_tokens_residency_and_the_headers_is_kept(route, give
     kept = route(body=b'{"model":"m"}', headers=headers, caller={"token_residency": claimed}).headers["x-residency"]
     asked = [word if word in WORDS_OF_RESIDENCY else "cluster" for word in (given, claimed) if word is not None]
     assert kept == min(asked, key=WORDS_OF_RESIDENCY.index)
+
+
+# --- token budgets ----------------------------------------------------------------------------------------------------
+
+CARE = {"team": "care", "budget": {"bytes_per_token": 4, "whole": True, "models": {"a": "a", "org/a": "a"}}}
+UNLIMITED = {"unlimited": {"requests_per_unit": 4294967295, "unit": "MINUTE"}}
+
+
+@pytest.mark.parametrize(
+    ("caller", "model", "keys"),
+    [
+        (CARE, "a", {"budget_team": "care", "budget_model": "a"}),
+        (CARE, "org/a", {"budget_team": "care", "budget_model": "a"}),
+        (CARE, "b", {"budget_team": "care"}),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "models": {"a": "a"}}}, "a", {"budget_model": "a"}),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "whole": True}}, "a", {"budget_team": "care"}),
+    ],
+)
+def test_a_request_is_charged_to_the_budgets_of_its_team(route, caller, model, keys):
+    body = json.dumps({"model": model, "x": "y" * 31}).encode()
+    said = route(body=body, caller=caller).marked
+    assert said == keys | UNLIMITED | {"budget_estimate": -(-len(body) // 4)}
+
+
+@pytest.mark.parametrize(
+    ("caller", "body"),
+    [
+        (None, b'{"model":"a"}'),
+        ({"team": "care"}, b'{"model":"a"}'),
+        ({"team": "care", "budget": {"bytes_per_token": 4, "models": {"a": "a"}}}, b'{"model":"b"}'),
+        (CARE, b'{"model":"a","model":"a"}'),
+        (CARE, b"{}"),
+    ],
+)
+def test_without_a_budget_or_a_model_nothing_is_charged(route, caller, body):
+    assert route(body=body, caller=caller).marked == {}
+
+
+def test_a_look_at_the_catalogue_is_charged_nothing(route):
+    assert route(path="/v1/models/a", method="GET", caller=CARE).marked == {}

@@ -10,7 +10,15 @@ from pathlib import Path
 import plane_middleware
 import pytest
 from asgi_harness import HANG_GUARD, Wire, body, captured, exchange, json_reply, replying, run, start, streaming
-from plane_middleware import EventSplitter, PlaneMiddleware, first_token_budget, usage_headers, usage_span, with_usage
+from plane_middleware import (
+    EventSplitter,
+    PlaneMiddleware,
+    first_token_budget,
+    tokens_of,
+    usage_headers,
+    usage_span,
+    with_usage,
+)
 
 CHAT = captured("chat.sse")
 FINISH_USAGE = b'"usage":{"prompt_tokens":16,"total_tokens":24,"completion_tokens":8,"completion_tokens_details":null}'
@@ -481,7 +489,7 @@ def test_what_a_model_wrote_is_never_taken_for_usage():
     reply = json.dumps(
         {"usage": {"prompt_tokens": 70}, "message": spoof, spoof: 1}, separators=(",", ":"), ensure_ascii=False
     )
-    assert dict(usage_headers(reply.encode()))[b"x-plane-prompt-tokens"] == b"70"
+    assert dict(usage_headers(tokens_of(reply.encode())))[b"x-plane-prompt-tokens"] == b"70"
 
 
 def test_a_reply_in_pieces_is_held_until_its_usage_is_known_and_keeps_its_pieces():

@@ -98,11 +98,26 @@ def test_a_reply_is_the_captured_one(engine: ReplayEngine) -> None:
     assert _stable(reply) == _stable(captured)
 
 
-def test_the_usage_chunk_always_ends_a_stream_and_other_chunks_have_none(engine: ReplayEngine) -> None:
+def test_each_chunk_counts_so_far_and_the_usage_chunk_ends_a_stream(engine: ReplayEngine) -> None:
     *chunks, usage, done = _events(_post(engine, STREAM)[2])
     assert done == "[DONE]" and usage["choices"] == []
     assert usage["usage"] == {"prompt_tokens": 16, "total_tokens": 24, "completion_tokens": 8}
-    assert not any("usage" in chunk for chunk in chunks)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, *range(1, 9)]
+
+
+def test_each_choice_is_a_sequence_with_a_prompt_of_its_own(engine: ReplayEngine) -> None:
+    *chunks, usage, _ = _events(_post(engine, {**STREAM, "n": 3})[2])
+    assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1, 2}
+    assert (usage["usage"]["prompt_tokens"], usage["usage"]["completion_tokens"]) == (16, 24)
+    whole = json.loads(_post(engine, {**CHAT, "n": 3})[2])
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2] and whole["usage"]["completion_tokens"] == 24
+    assert (engine.surface.counters.prompt_tokens, engine.surface.counters.generation_tokens) == (96, 48)
+
+
+def test_embeddings_count_the_words_of_their_inputs(engine: ReplayEngine) -> None:
+    body = {"model": CHAT["model"], "input": ["one two", "three"]}
+    reply = json.loads(_post(engine, body, "/v1/embeddings")[2])
+    assert len(reply["data"]) == 2 and reply["usage"]["prompt_tokens"] == 3 == engine.surface.counters.prompt_tokens
 
 
 @pytest.mark.parametrize(
@@ -276,17 +291,19 @@ def test_the_middleware_wraps_the_surface(tmp_path: Path) -> None:
     file = tmp_path / "middleware.py"
     file.write_text("""
 class PlaneMiddleware:
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, report, facts):
+        self.app, self.report = app, report
     async def __call__(self, scope, receive, send):
         async def marked(message):
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-wrapped", b"yes"))
+                self.report(type(scope["app"].state.engine_client).__name__)
             await send(message)
         await self.app(scope, receive, marked)
 """)
     with ReplayEngine(DATA, middleware=file) as engine:
         assert _post(engine, CHAT)[1]["x-wrapped"] == "yes"
+        assert engine.lines == ["Surface"]
 
 
 def test_a_middleware_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:

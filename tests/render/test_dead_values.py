@@ -85,7 +85,8 @@ def guesses(schema, value):
         forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "a.example", "eu-west-9", {"kty": "RSA"}]
         return [*more, [*value, "10.9.0.0/16"], *([form] for form in forms), []]
     if isinstance(value, dict):
-        return [{}, {"extra": "1"}, {"extra": {}}, {"models": ["l4-model"]}]
+        names = schema.get("propertyNames", {}).get("enum", [])
+        return [*({name: 1} for name in names), {}, {"extra": "1"}, {"extra": {}}, {"models": ["l4-model"]}]
     bumped = re.sub(r"\d+(?=\D*$)", lambda number: str(int(number[0]) + 1), value, count=1)
     arns = ["arn:aws:kms:eu-central-1:111122223333:key/0d2f4a1e", "arn:aws:iam::111122223333:policy/boundary"]
     urls = ["https://other.example/keys", "-----BEGIN CERTIFICATE-----\nTUlJ\n-----END CERTIFICATE-----"]

@@ -10,6 +10,7 @@ from inference_plane import helm
 from inference_plane.checkout import VALUES
 from inference_plane.commands import iam
 from inference_plane.environments import environments
+from inference_plane.onehost.router import xds_files
 
 NAMES = ("auto-mode", "dev", "local", "neuron", "prod-dr", "prod", "staging")
 
@@ -80,7 +81,7 @@ def test_a_prompt_of_production_reaches_what_its_entry_says_and_no_more():
         labels = [pod["spec"]["template"]["metadata"]["labels"] for pod in rendered.of_kind("Deployment")]
         # Nothing by an inference profile: the contract is with Bedrock in this Region.
         assert {found.get("inference-plane/residency") for found in labels} == {None, "cluster", "region"}
-        data = rendered.find("ConfigMap", "router-xds")["data"]
+        data = xds_files(rendered)
         clusters = {c["name"]: c for c in yaml.safe_load(data["clusters.json"])["resources"]}
         bedrock = {cluster.removeprefix("bedrock/") for cluster in clusters if cluster.startswith("bedrock/")}
         assert bedrock == {model for model, entry in shared["models"].items() if entry.get("fallback")}
@@ -110,6 +111,8 @@ def test_production_lets_in_whom_it_names_and_nobody_of_the_internet(name):
 def test_production_has_alerts_of_the_router_of_every_model_and_of_every_fleet(name):
     rendered = helm.template("inference-plane", values=load(name))
     services = {service["metadata"]["name"] for service in rendered.of_kind("Service")}
+    # What decides shares is watched with the router, what counts token budgets from it: it notices first.
+    services -= {"router-policy", "router-ratelimit", "router-valkey"}
     expected = services | {f"router.{model}" for model in load(name)["global"]["models"]}
     assert {rule["metadata"]["name"] for rule in rendered.of_kind("PrometheusRule")} == expected
 

@@ -25,12 +25,26 @@ NODES = {
 EXTERNAL = {"alb-ingress": ["Service inference/router"]}
 
 
+def external(case):
+    """What somebody else makes: another release, trust-manager, or whoever brings Secrets."""
+    shared = case.values["global"]
+    tls, models = shared.get("tls", {}), shared.get("models", {})
+    found = list(EXTERNAL.get(case.chart, ()))
+    for namespace in {"inference", *(model.get("namespace", "inference") for model in models.values())}:
+        if bundle := tls.get("caConfigMap"):
+            found.append(f"ConfigMap {namespace}/{bundle}")
+        if tls.get("mode") == "secrets":
+            names = {name: f"{name}-tls" for name in ("router", *models)} | tls.get("secretNames", {})
+            found += [f"Secret {namespace}/{secret}" for secret in names.values()]
+    return found
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_every_object_is_what_the_api_server_takes_and_fits_the_others(case):
     render = helm.template(case.chart, values=case.values)
     engines = {model.get("engine") for model in case.values["global"].get("models", {}).values()}
     assert render.objects or (case.chart == "kserve" and "kserve" not in engines)
-    assert [str(finding) for finding in check(render.objects, external=EXTERNAL.get(case.chart, ()))] == []
+    assert [str(finding) for finding in check(render.objects, external=external(case))] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

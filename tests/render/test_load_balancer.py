@@ -54,10 +54,12 @@ def test_the_load_balancer_fits_the_router_that_is_rendered_beside_it(timeout, d
     routes = listeners["status"]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]
     paths = [route["match"]["path"] for route in routes["routes"]]
     assert annotations["alb.ingress.kubernetes.io/healthcheck-path"] in paths
+    (ingress,) = rendered.of_kind("Ingress")
+    route = ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"]["name"]
     policy = rendered.find("NetworkPolicy", "router")["spec"]["ingress"]
     (subnets,) = [rule for rule in policy if any("ipBlock" in peer for peer in rule["from"])]
     service = {p["name"]: p["targetPort"] for p in rendered.find("Service", "router")["spec"]["ports"]}
-    assert {port["port"] for port in subnets["ports"]} == {service["http"], checked}
+    assert {port["port"] for port in subnets["ports"]} == {service[route], checked}
 
 
 DIFFERENT = {

@@ -331,10 +331,10 @@ def test_a_team_calls_the_models_that_are_for_it_and_no_other(bed, client, audit
         reply = client.ask(path, body, headers)
         line = audit.of(reply)
         assert line["team"] == team
-        if name in MAY[group]:
-            # An engine knows its own name alone, so it answers 404 to the body that says another.
-            known = body is None or body.get("model", name) == name and "embeddings" not in path
-            assert reply.status == (200 if known else 404), str(reply)
+        if body is not None and body.get("model", name) != name:
+            assert (reply.status, line["route"]) == (400, "refused"), str(reply)
+        elif name in MAY[group]:
+            assert reply.status == (404 if "embeddings" in path else 200), str(reply)
             assert line["route"] != f"{name}/access"
         else:
             refused(reply, line, 403, "access", "permission_error")
@@ -446,8 +446,8 @@ class TestKeysThatAreFetched:
         with ServerThread(issuer, certfile=self.authority.vouch(tmp_path, self.NAME)) as server:
             yield server
 
-    def bed(self, folder: Path, issuer: Issuer, server: ServerThread) -> Bed:
-        auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys")
+    def bed(self, folder: Path, issuer: Issuer, server: ServerThread, **more: int) -> Bed:
+        auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys", **more)
         auth["jwks"] |= {"caCertificates": self.authority.pem, "cacheDuration": "1s"}
         (folder / "bed").mkdir()
         return Bed(folder / "bed", values=values(auth), names={self.NAME: ["127.0.0.1"]})
@@ -473,6 +473,26 @@ class TestKeysThatAreFetched:
 
                 wait_until(lambda: old() == 401, "the withdrawn key is dropped")
                 assert status() == 200
+            finally:
+                client.close()
+
+    def test_a_remembered_token_outlives_its_key_but_not_its_end(self, tmp_path, issuer, server):
+        with self.bed(tmp_path, issuer, server, cachedTokens=10, clockSkewSeconds=1) as bed:
+            client = Client(bed.url)
+            first, ends = issuer.name, time.time() + 15
+            remembered, never_seen = (issuer.token("care", key=first, exp=int(ends), sub=sub) for sub in ("a", "b"))
+
+            def status(token: str) -> int:
+                return client.ask("/v1/models", headers=bearer(token)).status
+
+            try:
+                assert status(remembered) == 200
+                issuer.rotate(keep=0)
+                wait_until(lambda: status(issuer.token("care", sub=str(time.time()))) == 200, "the new key")
+                assert status(never_seen) == 401
+                assert status(remembered) == 200, "docs/access.md says so"
+                wait_until(lambda: status(remembered) == 401, "the token's end", 30)
+                assert time.time() > ends - 1
             finally:
                 client.close()
 

@@ -11,8 +11,10 @@ import pytest
 from router_harness import CHAT, REGION_TARGET, Audit, Client, Reply, chat_body, marker, wait_until
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.replay import ReplayEngine
 
 FIELDS = {
+    "type",
     "time",
     "request_id",
     "client",
@@ -37,6 +39,7 @@ FIELDS = {
     "cached_tokens",
     "request_bytes",
     "response_bytes",
+    "connect_ms",
     "first_byte_ms",
     "duration_ms",
 }
@@ -63,7 +66,8 @@ def test_a_line_says_all_that_a_bill_and_an_auditor_need(bed: Bed, client: Clien
         "request_id": reply.request_id,
         "client": "127.0.0.1",
         "method": "POST",
-        "path": CHAT + "?trace=1",
+        "type": "end",
+        "path": CHAT,
         "requested_model": "summary",
         "requested_residency": "region",
         "model": "summary",
@@ -121,7 +125,14 @@ def test_a_stream_ends_with_usage_only_for_who_asked(bed: Bed, client: Client, o
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_cached_tokens_are_counted(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
+    counters = {
+        f"usage.tokens.team..cost_center..model.cached.backend.fleet.kind.{kind}": count
+        for kind, count in {"prompt": 40, "completion": 5, "cached": 32}.items()
+    }
+    before = bed.router.stats(counters)
     assert _tokens(audit.of(client.chat("cached", stream=stream))) == (40, 5, 32)
+    after = bed.router.stats(counters)
+    assert {name: after[name] - before[name] for name in counters} == counters
 
 
 def test_embeddings_are_counted(bed: Bed, client: Client, audit: Audit) -> None:
@@ -160,17 +171,15 @@ def test_a_line_counts_the_tries(bed: Bed, client: Client, audit: Audit) -> None
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_leaves_a_line(bed: Bed, client: Client, audit: Audit, stream: bool) -> None:
-    path = f"{CHAT}?{marker()}"
     knobs = {"token_delay": 0.05, "tokens": 2000} if stream else {"answer_delay": 30}
-    future = client.start(path, chat_body("intake", stream=stream, x_test=knobs))
-    wait_until(lambda: bed.engines["intake"][0].requests, "the request at the engine")
+    future = client.start(CHAT, chat_body("intake", stream=stream, x_test=knobs))
+    (request,) = wait_until(lambda: bed.engines["intake"][0].requests, "the request at the engine")
     time.sleep(0.3)  # into the stream
     future.cancel()
-    line = audit.find(lambda line: line["path"] == path, "the aborted request")
+    line = audit.find(lambda line: line["request_id"] == request.headers["x-request-id"], "the aborted request")
     assert (line["model"], line["backend"], line["attempts"]) == ("intake", "fleet", 1)
     assert "DownstreamConnectionTermination" in line["flags"]
     assert line["status"] == (200 if stream else 0)
-    (request,) = bed.engines["intake"][0].requests
     wait_until(lambda: request.finished, "the engine's end of the request")
     assert request.aborted and bed.engines["intake"][0].surface.queue.running == 0
 
@@ -190,13 +199,21 @@ def test_no_line_has_a_word_of_prompt_or_completion(bed: Bed, client: Client, au
     replies.append(client.ask(CHAT, f'{{"model":"{prompt}","messages":["{prompt}"'.encode()))
     for model in ("summary", "nobody"):  # the routes of a model take some headers away, a refusal none
         replies.append(client.chat(model, "x", {"cookie": prompt, "authorization": prompt, "x-other": prompt}))
+    for path in (f"{CHAT}?q={prompt}", f"/summary{CHAT}?{prompt}", f"/v1/models?{prompt}", f"/nowhere?{prompt}"):
+        replies.append(client.ask(path, chat_body("summary", prompt)))
     _empty(bed, "summary")
+    for body in ({}, {"stream": True}):
+        replies.append(client.chat("summary", prompt, **body))
+    bed.bedrock.behaviour.update({"fault": "throttled"})
     replies.append(client.chat("summary", prompt))
     for reply in replies:
         audit.of(reply)
-    text = bed.router.audit_path.read_text(errors="replace")
+    engines = [engine for fleet in bed.engines.values() for engine in fleet if isinstance(engine, ReplayEngine)]
+    seen = [line for engine in engines for line in engine.lines]
+    assert len(seen) > 5 and any(prompt in reply.body.decode() or "4567 ,." in reply.body.decode() for reply in replies)
+    text = bed.router.logged() + "".join(seen)
     assert prompt not in text
-    assert "documents a denied claim" not in text and '"content"' not in text
+    assert "documents a denied claim" not in text and "4567 ,." not in text and '"content"' not in text
 
 
 def test_simultaneous_requests_each_have_their_own_line(bed: Bed, client: Client, audit: Audit) -> None:
@@ -215,9 +232,10 @@ def test_a_line_names_the_client_whom_the_load_balancer_saw(bed: Bed, client: Cl
     assert audit.of(reply)["client"] == "198.51.100.4"
 
 
-def test_a_line_has_no_more_of_a_path_than_its_beginning(bed: Bed, client: Client, audit: Audit) -> None:
-    reply = client.ask(f"{CHAT}?{'x' * 1000}", chat_body("intake"))
-    assert reply.status == 200 and audit.of(reply)["path"] == f"{CHAT}?{'x' * 1000}"[:128]
+def test_a_line_has_the_beginning_of_a_path_and_no_query(bed: Bed, client: Client, audit: Audit) -> None:
+    long = f"{CHAT}/{'x' * 1000}"
+    assert audit.of(client.ask(f"{long}?q", chat_body("intake")))["path"] == long[:128]
+    assert audit.of(client.ask(f"{CHAT}?{marker()}", chat_body("intake")))["path"] == CHAT
 
 
 def test_a_request_that_no_filter_saw_has_a_line_too(bed: Bed, client: Client, audit: Audit) -> None:

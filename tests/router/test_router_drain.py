@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -29,14 +30,17 @@ BED = {
 SLOW = {"token_delay": 0.25, "tokens": 12}  # three seconds of a stream
 
 
-class Leaving:
-    """One router of its own, whose end a test plays."""
+class Leaving(contextlib.ExitStack):
+    """A context manager: one router of its own, whose end a test plays."""
 
     def __init__(self, bed: Bed, folder: Path, *more: str) -> None:
-        self.router: Router = bed.another_router(folder)
+        super().__init__()
+        self.router: Router = self.enter_context(bed.another_router(folder))
         self.router.wait_for_engines({"intake": 2})
         self.drain: Process = self.router.start_drain(*more)
         self.client = Client(self.router.url)
+        self.callback(self.client.close)
+        self.callback(self.drain.kill)  # one that drains would stay for longer than the test's end waits
 
     def sigterm(self) -> None:
         self.drain.popen.send_signal(signal.SIGTERM)
@@ -64,11 +68,8 @@ class Leaving:
 
 @pytest.fixture
 def leaving(bed: Bed, tmp_path: Path) -> Iterator[Leaving]:
-    one = Leaving(bed, tmp_path)
-    yield one
-    one.client.close()
-    one.drain.kill()
-    one.router.process.kill()
+    with Leaving(bed, tmp_path) as one:
+        yield one
 
 
 def whole(reply: Reply) -> bool:
@@ -150,19 +151,18 @@ def test_no_request_is_lost_while_another_router_takes_over(bed: Bed, leaving: L
 
 
 def test_at_the_limit_it_says_how_many_requests_are_cut(bed: Bed, tmp_path: Path) -> None:
-    one = Leaving(bed, tmp_path, "--limit", "2")
     endless = chat_body("intake", stream=True, x_test={"token_delay": 0.5, "tokens": 60})
-    streams = [one.client.start(CHAT, endless) for _ in range(3)]
-    one.running(3)
-    one.sigterm()
-    said = one.end()
-    assert (said["outcome"], said["requests_cut"], one.drain.returncode) == ("limit", 3, 0)
-    assert said["seconds"] >= 2
-    replies = [stream.result(HANG) for stream in streams]
-    assert all(reply.status == 200 and reply.error for reply in replies), "cut streams look cut"
-    lines = one.router.audit()
-    assert [line["details"].partition("(")[0] for line in lines] == ["downstream_local_disconnect"] * 3, lines
-    one.client.close()
+    with Leaving(bed, tmp_path, "--limit", "2") as one:
+        streams = [one.client.start(CHAT, endless) for _ in range(3)]
+        one.running(3)
+        one.sigterm()
+        said = one.end()
+        assert (said["outcome"], said["requests_cut"], one.drain.returncode) == ("limit", 3, 0)
+        assert said["seconds"] >= 2
+        replies = [stream.result(HANG) for stream in streams]
+        assert all(reply.status == 200 and reply.error for reply in replies), "cut streams look cut"
+        lines = one.router.audit()
+        assert [line["details"].partition("(")[0] for line in lines] == ["downstream_local_disconnect"] * 3, lines
 
 
 def test_a_second_signal_ends_it_at_once(bed: Bed, leaving: Leaving) -> None:
@@ -194,12 +194,11 @@ def test_an_envoy_that_dies_while_it_drains_is_not_waited_for(leaving: Leaving) 
 
 
 def test_without_the_socket_it_says_so_and_fails(bed: Bed, tmp_path: Path) -> None:
-    one = Leaving(bed, tmp_path, "--admin", "run/elsewhere.sock")
-    one.sigterm()
-    said = one.end()
-    assert (said["outcome"], one.drain.returncode) == ("envoy gone", 1)
-    assert "nobody listens on run/elsewhere.sock: No such file or directory" in said["problem"]
-    one.client.close()
+    with Leaving(bed, tmp_path, "--admin", "run/elsewhere.sock") as one:
+        one.sigterm()
+        said = one.end()
+        assert (said["outcome"], one.drain.returncode) == ("envoy gone", 1)
+        assert "nobody listens on run/elsewhere.sock: No such file or directory" in said["problem"]
 
 
 def test_an_envoy_that_does_not_answer_may_still_serve_and_gets_its_time(leaving: Leaving) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from metrics_harness import CAPTURES, exposed
+from metrics_harness import ROUTER, exposed
 from router_harness import CHAT, QUICK, REGION_TARGET, Client, catalogue, chat_body, model, wait_until
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.issuer import Authority
 
-CAPTURE = CAPTURES[-1]
 MODELS = {
     "summary": model("summary", "region", REGION_TARGET, firstTokenBudget="500ms", api=["chat"]),
     "intake": model("intake", "cluster", api=["chat"]),
@@ -32,8 +32,9 @@ VALUES = catalogue(
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bed, list[tuple[int, str | None]]]]:
     """A bed on which everything has happened, and what clients saw of it."""
-    with Bed(tmp_path_factory.mktemp("bed"), values=VALUES) as bed:
-        client = Client(bed.url)
+    authority = Authority()
+    with Bed(tmp_path_factory.mktemp("bed"), values=VALUES, tls=authority) as bed:
+        client = Client(bed.url, ca=authority.pem, name=bed.host("router"))
         try:
             seen = everything_happens(bed, client)
         finally:
@@ -137,8 +138,8 @@ def test_the_capture_is_what_an_envoy_that_met_everything_shows(
     ]
     text = scrape(bed)
     if update_golden:
-        CAPTURE.write_text(text)
-    live, kept = ({tuple(sorted(series.items())) for series in exposed(t)} for t in (text, CAPTURE.read_text()))
+        ROUTER.write_text(text)
+    live, kept = ({tuple(sorted(series.items())) for series in exposed(t)} for t in (text, ROUTER.read_text()))
     assert live == kept, f"new {sorted(live - kept)[:5]}, gone {sorted(kept - live)[:5]}"
 
 

@@ -9,6 +9,7 @@ import pytest
 from router_harness import MODELS, QUICK, Audit, Client, Traffic, catalogue, chat_body, openai_error, wait_until
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.router import xds_files
 
 FRESH = {**MODELS["cached"], "source": "s3://models/fresh/v9/"}
 
@@ -26,7 +27,7 @@ def _routes(bed: Bed) -> str:
 
 
 def _routes_of(render: object) -> str:
-    return render.find("ConfigMap", "router-xds")["data"]["routes.json"]  # type: ignore[attr-defined]
+    return xds_files(render)["routes.json"]  # type: ignore[attr-defined]
 
 
 def _replace(bed: Bed, file: str, text: str) -> None:
@@ -104,7 +105,7 @@ def test_a_broken_file_is_rejected_and_the_last_good_one_stays(catalogue_of: Bed
     file, counter, change = BROKEN[kind]
     update = {"routes": "http.plane.rds.plane", "clusters": "cluster_manager.cds"}[file]
     names = [f"{update}.{name}" for name in ("update_rejected", "update_failure", "update_success")]
-    good = bed.render.find("ConfigMap", "router-xds")["data"][f"{file}.json"]
+    good = xds_files(bed.render)[f"{file}.json"]
     assert change(good) != good
     before = bed.router.stats(names)
     with Traffic(client, [chat_body("summary"), chat_body("intake")]) as traffic:

@@ -23,6 +23,7 @@ from router_harness import (
 )
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.router import xds_files
 
 RANKS = {"cluster": 0, "region": 1, "geography": 2, "anywhere": 3}
 REACHES = {"intake": None, "summary": "region", "letters": "geography", "triage": "anywhere"}
@@ -116,7 +117,7 @@ def test_a_prompt_leaves_the_fleet_only_where_model_and_header_allow(
 
 def test_a_cluster_models_catalogue_has_no_way_out_at_all(bed: Bed) -> None:
     """What an auditor reads: no cluster, no specifier and no route of that model names Bedrock."""
-    data = bed.render.find("ConfigMap", "router-xds")["data"]
+    data = xds_files(bed.render)
     for name in ("intake", "embedder", "cached"):
         assert f"bedrock/{name}" not in data["clusters.json"]
         assert f"fleet-then-bedrock/{name}" not in data["routes.json"]

@@ -41,9 +41,25 @@ def test_the_path_form_needs_no_model_in_the_body(bed: Bed, client: Client) -> N
     assert [request.path for request in _received(bed, "intake")] == [CHAT]
 
 
-def test_the_path_form_wins_over_the_model_in_the_body(bed: Bed, client: Client) -> None:
-    reply = client.ask("/intake/v1/chat/completions", chat_body("summary"))
-    assert (len(_received(bed, "intake")), len(_received(bed, "summary"))) == (1, 0), str(reply)
+@pytest.mark.parametrize(("path", "body"), [("triage", "intake"), ("intake", "triage"), ("triage", "nobody")])
+def test_a_path_and_a_body_that_name_two_models_are_refused(
+    bed: Bed, client: Client, audit: Audit, path: str, body: str
+) -> None:
+    """Else a prompt for a model whose prompts stay could leave under the name of one whose prompts may."""
+    bed.scale("triage", 0)
+    bed.wait_for_engines({"triage": 0})
+    prompt = marker()
+    reply = client.ask(f"/{path}/v1/chat/completions", chat_body(body, prompt))
+    assert openai_error(reply)["message"] == "The request was refused: the path and the body name two models."
+    assert (audit.of(reply)["status"], audit.of(reply)["route"]) == (400, "refused")
+    assert bed.bedrock.seen(prompt) == 0 and not any(_received(bed, name) for name in ("triage", "intake"))
+
+
+@pytest.mark.parametrize("alias", ["summary", *MODELS["summary"]["servedNames"]])
+def test_the_body_of_the_path_form_may_have_any_name_of_the_model(bed: Bed, client: Client, alias: str) -> None:
+    for path in ("summary", "summary-latest"):
+        client.ask(f"/{path}/v1/chat/completions", chat_body(alias))
+    assert len(_received(bed, "summary")) == 2
 
 
 @pytest.mark.parametrize("alias", MODELS["summary"]["servedNames"])

@@ -15,7 +15,7 @@ from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.processes import Processes
-from inference_plane.onehost.router import Router, local_values, write_files
+from inference_plane.onehost.router import Router, local_values, write_files, xds_files
 
 #: What Envoy itself calls work in progress, and the plane uses knowingly: the usage of streams.
 WORK_IN_PROGRESS = re.compile(r"(sse_to_metadata|content_parsers\.json)\.v3\..*marked as work-in-progress")
@@ -42,7 +42,7 @@ def test_envoy_accepts_the_render_of(file: Path, tmp_path: Path) -> None:
         del values["bedrock"]  # the Region's own name, with TLS; nobody has it here
         render = _render(file, values)
         router = Router(processes, render, tmp_path / "router", {})
-        files = render.find("ConfigMap", "router-xds")["data"]
+        files = xds_files(render)
         clusters = {resource["name"] for resource in json.loads(files["clusters.json"])["resources"]}
         wait_until(
             lambda: {name.split("::")[0] for name in router.admin("/clusters").split()} >= clusters, "every cluster"

@@ -3,14 +3,16 @@ What vLLM is started with, wherever it runs: command line, environment, labels, 
 */}}
 
 {{/*
-Since which vLLM release a flag exists, for the flags that the plane sets and that not every release has. Read from the
+Since which vLLM release a flag works, for the flags that the plane sets and that not every release has. Read from the
 argument parsers of the released packages: 0.28.0 has no max-num-queued-reqs and 0.29.0 does; 0.17.1 has no
-shutdown-timeout and 0.18.0 does; 0.15.1 has no disable-access-log-for-endpoints and 0.16.0 does. 0.10.2 has all others.
+shutdown-timeout and 0.18.0 does; 0.15.1 has no disable-access-log-for-endpoints and 0.16.0 does. All know
+otlp-traces-endpoint, and refuse it without packages that 0.17.1 demands and 0.16.0 does not. 0.10.2 has all others.
 */}}
 {{- define "plane.flagsSince" -}}
 max-num-queued-reqs: 0.29.0
 shutdown-timeout: 0.18.0
 disable-access-log-for-endpoints: 0.16.0
+otlp-traces-endpoint: 0.17.1
 {{- end -}}
 
 {{/* What an image without a flag of plane.flagsSince loses. */}}
@@ -18,6 +20,7 @@ disable-access-log-for-endpoints: 0.16.0
 max-num-queued-reqs: its queue has no bound, so a full engine answers late instead of sending requests elsewhere
 shutdown-timeout: it aborts on SIGTERM, so its preStop hook waits out the whole drain instead
 disable-access-log-for-endpoints: its access log has a line for each probe and scrape
+otlp-traces-endpoint: traces end at the router
 {{- end -}}
 
 {{/* The oldest vLLM release whose flags are known here. */}}
@@ -32,6 +35,20 @@ disable-access-log-for-endpoints: its access log has a line for each probe and s
 {{- define "plane.hasFlag" -}}
 {{- $since := get (include "plane.flagsSince" . | fromYaml) .flag | default (include "plane.oldestEngine" .) -}}
 {{- if semverCompare (printf ">=%s" $since) (include "plane.engineVersion" .) -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where an engine sends spans of its requests: (dict "root" $ "model" $model). */}}
+{{- define "plane.engineTraces" -}}
+{{- if .root.Values.global.tracing.endpoint -}}
+{{- include "plane.hasFlag" (dict "root" .root "model" .model "flag" "otlp-traces-endpoint") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where spans go, as OpenTelemetry's exporters want it: takes the root. */}}
+{{- define "plane.tracesUrl" -}}
+{{- with .Values.global.tracing -}}
+{{ .tls | ternary "https" "http" }}://{{ .endpoint }}{{ eq .protocol "http" | ternary "/v1/traces" "" }}
+{{- end -}}
 {{- end -}}
 
 {{/* Where an engine finds its weights: in S3 by the streamer, or in a folder of an init container or the image. */}}
@@ -60,6 +77,11 @@ The model is positional, because `vllm serve --model` is an error up to 0.10 and
 {{- end }}
 - --host=0.0.0.0
 - --port={{ include "plane.enginePort" . }}
+{{- if include "plane.tls" .root }}
+- --ssl-certfile=/etc/inference-plane/tls/tls.crt
+- --ssl-keyfile=/etc/inference-plane/tls/tls.key
+- --enable-ssl-refresh
+{{- end }}
 - --tensor-parallel-size={{ $model.tensorParallelSize | int }}
 - --max-model-len={{ $model.maxModelLen | int }}
 - --max-num-seqs={{ $model.maxNumSeqs | int }}
@@ -84,6 +106,9 @@ The model is positional, because `vllm serve --model` is an error up to 0.10 and
 - --disable-fastapi-docs
 {{- if include "plane.hasFlag" (set $flag "flag" "disable-access-log-for-endpoints") }}
 - --disable-access-log-for-endpoints=/health,/metrics
+{{- end }}
+{{- if include "plane.engineTraces" . }}
+- --otlp-traces-endpoint={{ include "plane.tracesUrl" .root }}
 {{- end }}
 {{- range $name, $value := $model.args }}
 {{- if kindIs "bool" $value }}
@@ -113,7 +138,8 @@ enforce-eager, with which the guide calls it incompatible.
 
 {{/*
 The environment of an engine as JSON, name -> value: (dict "root" $ "model" $model). None of it can be changed by the
-entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe the command says so).
+entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (under KServe the command says so), which
+writes PLANE_* into its lines.
 */}}
 {{- define "plane.engineEnv" -}}
 {{- $model := .model -}}
@@ -132,7 +158,9 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (u
       "VLLM_CACHE_ROOT" "/cache/vllm"
       "VLLM_CONFIG_ROOT" "/cache/config/vllm"
       "TORCHINDUCTOR_CACHE_DIR" "/cache/inductor"
-      "TRITON_CACHE_DIR" "/cache/triton" -}}
+      "TRITON_CACHE_DIR" "/cache/triton"
+      "PLANE_MODEL" $model.name
+      "PLANE_MODEL_VERSION" $model.version -}}
 {{- if ne $model.engine "kserve" -}}
 {{- $_ := set $env "PYTHONPATH" "/opt/plane" -}}
 {{- end -}}
@@ -141,6 +169,11 @@ entry's `env`. /cache and /tmp are emptyDirs, /opt/plane holds the middleware (u
       "RUNAI_STREAMER_CHUNK_BYTESIZE" "4294967296"
       "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS" "3000"
       "RUNAI_STREAMER_S3_LOW_SPEED_LIMIT" "1048576") -}}
+{{- end -}}
+{{- if include "plane.engineTraces" . -}}
+{{- $protocol := eq .root.Values.global.tracing.protocol "http" | ternary "http/protobuf" "grpc" -}}
+{{- $_ := set $env "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" $protocol -}}
+{{- $_ := set $env "OTEL_SERVICE_NAME" $model.fleet -}}
 {{- end -}}
 {{- if include "plane.onNeuron" $model -}}
 {{- if semverCompare "<0.21.0" (include "plane.engineVersion" .) -}}
@@ -190,6 +223,7 @@ the plane relies on what the chart sets:
   - enable-request-id-headers
   - disable-access-log-for-endpoints
   - disable-log-stats
+  - otlp-traces-endpoint
   - disable-fastapi-docs
   - config
   - headless
@@ -282,6 +316,8 @@ it would open the engine or take its weights from elsewhere:
   - VLLM_USE_MODELSCOPE
   - VLLM_HOST_IP
   - VLLM_PORT
+it would keep prompts and answers in one engine's memory, where no other request finds them:
+  - VLLM_ENABLE_RESPONSES_API_STORE
 it would send usage statistics:
   - VLLM_DO_NOT_TRACK
   - VLLM_USAGE_*

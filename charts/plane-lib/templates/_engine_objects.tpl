@@ -94,6 +94,12 @@ spec:
       targetPort: metrics
 {{- end -}}
 
+{{/* Of a fleet, where cert-manager makes it. */}}
+{{- define "plane.engineTls" -}}
+{{ include "plane.certificate" (dict "root" .root "name" .model.fleet "metadata" (include "plane.engineMetadata" .)
+      "dnsNames" (list (include "plane.engineHost" .))) }}
+{{- end -}}
+
 {{- define "plane.enginePolicy" -}}
 {{- $network := .root.Values.global.network -}}
 {{- $readers := $network.scraperNamespaces -}}
@@ -119,13 +125,28 @@ spec:
               {{- include "plane.selectorLabels" (dict "component" "router" "name" "router") | nindent 14 }}
       ports:
         - {protocol: TCP, port: {{ include "plane.enginePort" . }}}
+    - from:
+        # The policy service, which reads the queue.
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: {{ include "plane.routerNamespace" .root }}
+          podSelector:
+            matchLabels:
+              {{- include "plane.selectorLabels" (dict "component" "policy" "name" "router-policy") | nindent 14 }}
+      ports:
+        - {protocol: TCP, port: {{ include "plane.engineMetricsPort" . }}}
     {{- $reads := dict "namespaces" $readers "port" (include "plane.engineMetricsPort" .) }}
     {{- include "plane.ingressFromNamespaces" $reads | nindent 4 }}
-  {{- if include "plane.fromS3" .model }}
+  {{- if or (include "plane.fromS3" .model) (include "plane.engineTraces" .) }}
   egress:
     {{- include "plane.egressDns" .root | nindent 4 }}
+    {{- if include "plane.fromS3" .model }}
     {{- include "plane.egressCredentials" .root | nindent 4 }}
     {{- include "plane.egressHttps" $network.s3Cidrs | nindent 4 }}
+    {{- end }}
+    {{- if include "plane.engineTraces" . }}
+    {{- include "plane.egressTraces" .root | nindent 4 }}
+    {{- end }}
   {{- else }}
   egress: []
   {{- end }}
@@ -165,9 +186,11 @@ spec:
 
 {{/* The alerts of a fleet's engines. */}}
 {{- define "plane.engineAlerts" -}}
+{{- $certificate := include "plane.tls" .root | empty | ternary 0 (include "plane.certificateAlertSeconds" .root | int) -}}
 {{- $rules := include "plane.engineRules" (dict "model" .model
       "readySeconds" (include "plane.engineReadySeconds" .)
-      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds) | fromJsonArray -}}
+      "firstTokenSeconds" .root.Values.alerts.firstTokenSeconds
+      "certificateSeconds" $certificate) | fromJsonArray -}}
 {{ include "plane.prometheusRule" (dict "root" .root "component" "engine" "name" .model.fleet
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}
@@ -232,6 +255,10 @@ plane_middleware.py: |
   {{- .Files.Get "files/plane_middleware.py" | nindent 2 }}
 metrics_port.py: |
   {{- .Files.Get "files/metrics_port.py" | nindent 2 }}
+{{- if include "plane.tls" . }}
+certificate.py: |
+  {{- .Files.Get "files/certificate.py" | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* (dict "root" $ "namespace" $namespace) */}}
@@ -325,7 +352,8 @@ This release runs no model: none of global.models is enabled, has engine {{ .Cha
 {{- $version := include "plane.engineVersion" (dict "root" $ "model" $model) }}
 {{- range $flag, $loss := include "plane.flagsLost" $ | fromYaml }}
 {{- $since := get (include "plane.flagsSince" $ | fromYaml) $flag }}
-{{- if not (include "plane.hasFlag" (dict "root" $ "model" $model "flag" $flag)) }}
+{{- $wanted := or (ne $flag "otlp-traces-endpoint") $.Values.global.tracing.endpoint }}
+{{- if and $wanted (not (include "plane.hasFlag" (dict "root" $ "model" $model "flag" $flag))) }}
 - vLLM {{ $version }} of {{ $name }} has no --{{ $flag }}: {{ $loss }}. Set an image of {{ $since }} or newer.
 {{- end }}
 {{- end }}

@@ -135,6 +135,9 @@ initContainers:
   {{- if include "plane.onNeuron" $model }}
   - {{ include "plane.engineInitializer" $context | nindent 4 | trim }}
   {{- end }}
+  {{- if include "plane.tls" $root }}
+  - {{ include "plane.engineCertificate" $context | nindent 4 | trim }}
+  {{- end }}
   - {{ include "plane.engineMetrics" $context | nindent 4 | trim }}
 containers:
   - name: {{ include "plane.engineContainer" $model }}
@@ -162,18 +165,18 @@ containers:
         sleep:
           seconds: {{ include "plane.enginePreStopSeconds" $context }}
     startupProbe:
-      httpGet: {path: /health, port: http}
+      httpGet: {{ include "plane.engineHealth" $root }}
       periodSeconds: 10
       timeoutSeconds: 5
       failureThreshold: {{ divf (include "plane.engineStartSeconds" $context) 10 | ceil | int }}
     readinessProbe:
-      httpGet: {path: /health, port: http}
+      httpGet: {{ include "plane.engineHealth" $root }}
       periodSeconds: 5
       timeoutSeconds: 5
       failureThreshold: 3
     # Patient: a long prefill may keep the event loop from answering, and a restart loses every running request.
     livenessProbe:
-      httpGet: {path: /health, port: http}
+      httpGet: {{ include "plane.engineHealth" $root }}
       periodSeconds: 15
       timeoutSeconds: 15
       failureThreshold: 8
@@ -206,6 +209,11 @@ containers:
         mountPath: /cache
       - name: tmp
         mountPath: /tmp
+      {{- if include "plane.tls" $root }}
+      - name: tls
+        mountPath: /etc/inference-plane/tls
+        readOnly: true
+      {{- end }}
       {{- if hasPrefix "s3://" (include "plane.modelPath" $model) }}
       {{- include "plane.credentialsMount" $root | nindent 6 }}
       {{- end }}
@@ -227,6 +235,15 @@ volumes:
   - name: tmp
     emptyDir:
       sizeLimit: {{ $root.Values.volumes.tmp }}
+  {{- if include "plane.tls" $root }}
+  {{- $certificate := dict "root" $root "name" $model.fleet }}
+  {{- include "plane.certificateVolume" $certificate | nindent 2 }}
+  {{- include "plane.caVolume" $certificate | nindent 2 }}
+  - name: tls
+    emptyDir:
+      medium: Memory
+      sizeLimit: 1Mi
+  {{- end }}
   {{- if include "plane.fromS3" $model }}
   {{- include "plane.credentialsVolume" $root | nindent 2 }}
   {{- end }}
@@ -303,6 +320,54 @@ volumeMounts:
   {{- include "plane.credentialsMount" .root | nindent 2 }}
 {{- end -}}
 
+{{/* What a probe asks. The kubelet checks no certificate. */}}
+{{- define "plane.engineHealth" -}}
+{path: /health, port: http{{ if include "plane.tls" . }}, scheme: HTTPS{{ end }}}
+{{- end -}}
+
+{{/*
+Copies the certificate to where vLLM sees it change: of a mounted Secret it would follow the first renewal alone. The
+engine starts once it is there.
+*/}}
+{{- define "plane.engineCertificate" -}}
+name: certificate
+restartPolicy: Always
+image: {{ include "plane.image" (dict "root" .root "image" .model.image) }}
+command: [python3, /opt/plane/certificate.py]
+args:
+  - --source=/etc/inference-plane/certificate
+  - --target=/etc/inference-plane/tls
+{{- include "plane.engineNoDevices" . }}
+startupProbe:
+  exec:
+    command: [test, -s, /etc/inference-plane/tls/tls.key]
+  periodSeconds: 1
+  failureThreshold: 60
+resources:
+  requests: {cpu: 5m, memory: 24Mi}
+  limits: {memory: 64Mi}
+securityContext:
+  {{- include "plane.containerSecurityContext" true | nindent 2 }}
+volumeMounts:
+  - name: files
+    mountPath: /opt/plane
+    readOnly: true
+  - name: certificate
+    mountPath: /etc/inference-plane/certificate
+    readOnly: true
+  - name: tls
+    mountPath: /etc/inference-plane/tls
+{{- end -}}
+
+{{/* The environment of a container beside the engine, whose image asks for every GPU of the node. */}}
+{{- define "plane.engineNoDevices" -}}
+{{- if eq .model.hardware.resource "nvidia.com/gpu" }}
+env:
+  - name: NVIDIA_VISIBLE_DEVICES
+    value: void
+{{- end }}
+{{- end -}}
+
 {{/* Serves /metrics alone. A sidecar, so that the metrics of a draining engine are still to be had. */}}
 {{- define "plane.engineMetrics" -}}
 name: metrics
@@ -312,12 +377,11 @@ command: [python3, /opt/plane/metrics_port.py]
 args:
   - --port={{ include "plane.engineMetricsPort" . }}
   - --engine-port={{ include "plane.enginePort" . }}
-{{- if eq .model.hardware.resource "nvidia.com/gpu" }}
-env:
-  # The image asks for every GPU of the node; this container needs none.
-  - name: NVIDIA_VISIBLE_DEVICES
-    value: void
-{{- end }}
+  {{- if include "plane.tls" .root }}
+  - --engine-name={{ include "plane.engineHost" . }}
+  - --ca-file=/etc/inference-plane/ca/ca.crt
+  {{- end }}
+{{- include "plane.engineNoDevices" . }}
 ports:
   - name: metrics
     containerPort: {{ include "plane.engineMetricsPort" . }}
@@ -329,4 +393,9 @@ volumeMounts:
   - name: files
     mountPath: /opt/plane
     readOnly: true
+  {{- if include "plane.tls" .root }}
+  - name: ca
+    mountPath: /etc/inference-plane/ca
+    readOnly: true
+  {{- end }}
 {{- end -}}

@@ -62,7 +62,8 @@ Labels of a PodMonitor or a PrometheusRule: (dict "root" $ "component" "router" 
 
 {{/*
 plane.engineRules: the rules of a fleet's engines as JSON: (dict "model" $fleet "readySeconds" $seconds
-"firstTokenSeconds" $seconds), where `readySeconds` is how long a placed replica may take until it serves. The
+"firstTokenSeconds" $seconds "certificateSeconds" $seconds), where `readySeconds` is how long a placed replica may take
+until it serves, and `certificateSeconds` how long before its end a certificate is an alert, 0 where there is none. The
 PodMonitor has the fleet's name.
 */}}
 {{- define "plane.engineRules" -}}
@@ -95,6 +96,15 @@ sum by (pod) (rate(vllm:num_preemptions_total{%[1]s}[10m])) > 0` $job)
       "description" (printf (print "{{ $labels.pod }} has a node, and its engine has served no metrics for %v s. "
           "%v GiB of weights and the engine's start are expected to take no longer.")
           .readySeconds $model.weightsGiB)) -}}
+{{- with .certificateSeconds -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceEngineCertificateEnds" "severity" "warning" "for" "10m" "runbook" "certificates"
+      "expr" (printf `
+min by (pod) (plane_engine_certificate_expiry_timestamp_seconds{%s}) - time() < %v` $job .)
+      "summary" (printf "An engine's certificate ends: %s" $model.fleet)
+      "description" (print "The certificate that {{ $labels.pod }} serves ends in {{ $value | humanizeDuration }}. "
+          "The router sends it nothing from then on.")) -}}
+{{- end -}}
 {{- /* A stream that misses its budget moves on before its first token, so it is the router that counts those. */ -}}
 {{- if and (eq $model.traffic "interactive") (not $model.firstTokenBudget) -}}
 {{- $rules = append $rules (dict

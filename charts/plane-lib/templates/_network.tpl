@@ -47,6 +47,19 @@ NetworkPolicy pieces from global.network. Each renders list items of `ingress` o
 {{- end -}}
 {{- end -}}
 
+{{/* Egress to the collector of traces; nothing where nothing is traced. */}}
+{{- define "plane.egressTraces" -}}
+{{- with .Values.global.tracing.endpoint -}}
+- to:
+    {{- range $.Values.global.network.otlpCidrs }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    - {protocol: TCP, port: {{ splitList ":" . | last }}}
+{{- end -}}
+{{- end -}}
+
 {{/*
 Ingress from the pods of namespaces: (dict "namespaces" (list ...) "port" 8001). An empty list renders nothing: an
 empty `from` would mean everybody.

@@ -114,6 +114,9 @@ Risks
 {{- if eq (.auth | default dict).mode "none" }}
 - Nobody is asked for a token (the router's auth.mode is none): whoever reaches the router is served. Set auth.mode: jwt.
 {{- end }}
+{{- if and .models (eq $global.tls.mode "none") }}
+- Prompts, answers and tokens cross the cluster's network in clear text (tls.mode none). Set global.tls.mode: certManager.
+{{- end }}
 {{- if not $global.network.policies }}
 - NetworkPolicies are off: any pod may call the engines, and they may call anywhere. Set global.network.policies: true.
 {{- end }}

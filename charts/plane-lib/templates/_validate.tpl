@@ -12,7 +12,7 @@ plane.validateCatalogue: takes the root ($). Fails once with every refusal of ev
 {{- $models := include "plane.models" . | fromJson -}}
 {{- $fleets := include "plane.fleets" $models | fromJson -}}
 {{- $refusals := list -}}
-{{- range $rule := list "Aws" "Identity" "Network" "Accelerators" "Images" -}}
+{{- range $rule := list "Aws" "Identity" "Network" "Tls" "Accelerators" "Images" -}}
 {{- $context := dict "root" $ "global" $global "models" $models "fleets" $fleets -}}
 {{- $refusals = append $refusals (include (printf "plane.refuse%s" $rule) $context) -}}
 {{- end -}}
@@ -180,6 +180,9 @@ those of plane.refusal.
 {{- $_ := set $needs "bedrockCidrs" (printf "%s falls back to Amazon Bedrock" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- with .global.tracing.endpoint -}}
+{{- $_ := set $needs "otlpCidrs" (printf "global.tracing.endpoint is %s" .) -}}
+{{- end -}}
 {{- range $list, $need := $needs -}}
 {{- if and $network.policies (not (get $network $list)) -}}
 {{- include "plane.refusal" (list (printf "global.network.%s" $list)
@@ -188,7 +191,8 @@ those of plane.refusal.
       (printf "the CIDRs of the endpoint, or global.network.policies: false")) -}}
 {{- end -}}
 {{- end -}}
-{{- range $list := list "albSubnetCidrs" "bedrockCidrs" "jwksCidrs" "s3Cidrs" "stsCidrs" -}}
+{{- range $list := list "albSubnetCidrs" "apiServerCidrs" "bedrockCidrs" "budgetStoreCidrs" "jwksCidrs" "otlpCidrs"
+      "s3Cidrs" "stsCidrs" -}}
 {{- include "plane.refuseWideCidrs" (list (printf "global.network.%s" $list) (get $network $list)
       "It would let prompts and weights go anywhere and leave the residency unprovable"
       "the CIDRs of the endpoint or the subnets alone") -}}
@@ -379,11 +383,11 @@ network and no one owner's addresses are wider.
 {{- define "plane.refuseNames" -}}
 {{- $context := . -}}
 {{- $self := .model.name -}}
-{{- if eq $self "router" -}}
+{{- if has $self (list "router" "router-policy" "router-ratelimit" "router-valkey") -}}
 {{- include "plane.refusal" (list .path
-      "router is the router's own name"
+      (printf "%s is the router's own name" $self)
       "The engine's Service and the router's would be one object"
-      "another name for the model; clients may keep this one by servedNames: [router]") -}}
+      (printf "another name for the model; clients may keep this one by servedNames: [%s]" $self)) -}}
 {{- end -}}
 {{- range $name := .entry.servedNames -}}
 {{- range $other, $model := $context.models -}}

@@ -15,7 +15,7 @@ max_over_time(timestamp(
 )[1d:1m]) - 300
   > envoy_%[1]s_update_time{%[2]s} / 1000` . $job | trim) -}}
 {{- end -}}
-{{- list
+{{- $rules := list
       (dict "alert" "InferenceRouterDown" "severity" "critical" "for" "2m" "runbook" "router"
         "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
         "summary" "No router answers"
@@ -29,9 +29,43 @@ max by (pod) (envoy_overload_envoy_overload_actions_stop_accepting_requests_acti
       (dict "alert" "InferenceRouterConfigRejected" "severity" "warning" "for" "0m" "runbook" "router"
         "expr" (join "\nor\n" $refused)
         "summary" "Router rejects its routes or clusters"
-        "description" (print "{{ $labels.pod }} refused the files of router-xds, and since then none was good. "
-          "It goes on with the last good ones; a change of the catalogue is not in force."))
-    | toJson -}}
+        "description" (print "{{ $labels.pod }} refused the files of router-routes or router-clusters, and since then "
+          "none was good. It goes on with the last good ones; a change of the catalogue is not in force.")) -}}
+{{- if include "router.budgets" . -}}
+{{- $refuses := eq .Values.budgets.whenUnavailable "refuse" -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceTokenBudgetsUnavailable" "severity" ($refuses | ternary "critical" "warning")
+      "for" "2m" "runbook" "budgets"
+      "expr" (printf `sum by (job) (rate(envoy_cluster_ratelimit_error{%s}[5m])) > 0` $job)
+      "summary" "Token budgets cannot be asked for"
+      "description" (printf "Requests of teams with a token budget %s, {{ $value | humanize }} a second."
+        ($refuses | ternary "are refused with 503" "are served without being counted"))) -}}
+{{- end -}}
+{{- if include "plane.tls" . -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceRouterCertificateEnds" "severity" "warning" "for" "10m" "runbook" "certificates"
+      "expr" (printf `
+min by (pod) (envoy_listener_ssl_certificate_expiration_unix_time_seconds{%s}) - time() < %s`
+        $job (include "plane.certificateAlertSeconds" .))
+      "summary" "The router's certificate ends"
+      "description" (print "The certificate that {{ $labels.pod }} serves ends in {{ $value | humanizeDuration }}. "
+        "A client that verifies it is refused from then on.")) -}}
+{{- end -}}
+{{- concat $rules (include "router.policyRules" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/* The rules of the policy service, as JSON. */}}
+{{- define "router.policyRules" -}}
+{{- $rules := list -}}
+{{- if include "router.policyServes" . -}}
+{{- $job := printf "job=%q" (printf "%s/router-policy" .Release.Namespace) -}}
+{{- $rules = append $rules (dict "alert" "InferencePolicyDown" "severity" "warning" "for" "5m" "runbook" "router"
+      "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
+      "summary" "No policy service answers"
+      "description" (print "Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full "
+        "or empty fleet is met request by request.")) -}}
+{{- end -}}
+{{- toJson $rules -}}
 {{- end -}}
 
 {{/* The rules of one model, as JSON: (dict "root" $ "model" $model). */}}
@@ -81,6 +115,17 @@ and
 sum(increase(envoy_cluster_upstream_rq_total{%s}[5m])) > 0` $engines $fleet)
       "summary" (printf "No engine is ready: %s" $model.name)
       "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min $then)) -}}
+
+{{- if include "plane.tls" .root -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceEngineUntrusted" "severity" "warning" "for" "1m" "runbook" "certificates"
+      "expr" (printf `
+sum by (envoy_cluster_name) (increase(envoy_cluster_ssl_fail_verify_error{%[1]s}[5m]))
++ sum by (envoy_cluster_name) (increase(envoy_cluster_ssl_fail_verify_san{%[1]s}[5m])) > 0` $fleet)
+      "summary" (printf "An engine does not prove its name: %s" $model.name)
+      "description" (print "Routers refused the certificate of an engine of {{ $labels.envoy_cluster_name }} "
+        "{{ $value | humanize }} times in 5 minutes, and sent it nothing.")) -}}
+{{- end -}}
 
 {{- $small := printf `%s < %d` $engines $min -}}
 {{- if gt $max $min -}}
@@ -142,6 +187,20 @@ sum by (envoy_cluster_name) (
         "fallback.maxConcurrent %d.")
         (int $values.limits.requests) (int $values.limits.pendingRequests) (int $values.fallback.maxConcurrent))) -}}
 
+{{- if include "router.budgets" .root -}}
+{{- $spent := printf `envoy_cluster_ratelimit_over_limit{%s}` $fleet -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceTokenBudgetSpent" "severity" "warning" "for" "10m" "runbook" "budgets"
+      "expr" (printf `
+sum(rate(%[1]s[10m]))
+  / (sum(rate(%[1]s[10m])) + (sum(rate(envoy_cluster_ratelimit_ok{%[2]s}[10m])) or vector(0))) > %[3]v
+and
+sum(increase(%[1]s[10m])) >= 10` $spent $fleet $alerts.refusedShare)
+      "summary" (printf "A token budget is spent: %s" $model.name)
+      "description" (printf (print "%s of the requests of teams with a token budget are answered 429, because a budget "
+        "is spent. The audit lines tell whose.") $share)) -}}
+{{- end -}}
+
 {{- if $model.fallback -}}
 {{- $target := $model.fallback.model -}}
 {{- $why := "the engine was full" -}}
@@ -197,10 +256,14 @@ dashboards read. Everything would be some 270 series a cluster.
       `^cluster\.(fleet|bedrock)/[^.]+\.(retry\.)?upstream_rq_[0-9]{3}$`
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_([0-9]xx|total|completed|active|time|timeout|per_try_timeout)$`
       `^cluster\.(fleet|bedrock)/[^.]+\.upstream_rq_(pending|retry)_overflow$`
+      `^cluster\.fleet/[^.]+\.ratelimit\.(ok|over_limit|error)$`
+      `^cluster\.fleet/[^.]+\.ssl\.fail_verify_(error|san)$`
+      `^listener\.plane\.ssl\.certificate\.certificate\.expiration_unix_time_seconds$`
       `^cluster_manager\.cds\.update_(rejected|failure|time)$`
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`
       `^http\.no_capacity\.downstream_rq_completed$`
+      `^usage\.(requests|tokens)\.`
       `^overload\.envoy\.(overload_actions\.stop_accepting_requests\.active|resource_monitors\.fixed_heap\.pressure)$`
     | join "|" -}}
 {{- end -}}

@@ -28,6 +28,9 @@ can send.
         forward: false
         require_expiration: true
         clock_skew_seconds: {{ .clockSkewSeconds }}
+        {{- with .cachedTokens }}
+        jwt_cache_config: {jwt_cache_size: {{ . }}}
+        {{- end }}
         payload_in_metadata: claims
         failed_status_in_metadata: failed
     rules: [{match: {prefix: /}, requires: {provider_name: caller}}]
@@ -76,7 +79,8 @@ can send.
   body_format_override:
     {{- include "router.errorBody" (list "permission_error"
         "Nobody may call without a team: %DYNAMIC_METADATA(inference-plane:no_team)%.") | nindent 4 }}
-- filter: {{ include "router.statusIs" (list 403) }}
+# With a team only: Envoy says 403 of protocols too, such as websockets, before anybody is asked for a token.
+- filter: {{ include "router.metadataIs" (list 403 "inference-plane" "team") }}
   headers_to_add: {{ include "router.reason" "access" | nindent 4 }}
   body_format_override:
     {{- include "router.errorBody" (list "permission_error"
@@ -105,17 +109,21 @@ VALUE where one follows.
   append_action: OVERWRITE_IF_EXISTS_OR_ADD
 {{- end -}}
 
-{{/* What the routes tell identity.lua: where the claims are, and the team of each value. */}}
+{{/* What the routes tell identity.lua: where the claims are, and the team of each word under a key of its own. */}}
 {{- define "router.identityContext" -}}
-{{- $teams := dict -}}
+{{- $context := dict "claims" .Values.auth.claims -}}
+{{- $models := include "plane.models" . | fromJson -}}
 {{- range $name, $team := .Values.global.teams -}}
 {{- if kindIs "map" $team -}}
 {{- $facts := dict "team" $name -}}
 {{- with $team.costCenter }}{{ $_ := set $facts "cost_center" . }}{{ end -}}
-{{- $_ := set $teams ($team.claim | default $name) $facts -}}
+{{- with include "router.teamBudget" (dict "root" $ "team" $team "models" $models) -}}
+{{- $_ := set $facts "budget" (fromJson .) -}}
+{{- end -}}
+{{- $_ := set $context (printf "team/%s" ($team.claim | default $name)) $facts -}}
 {{- end -}}
 {{- end -}}
-{{ dict "claims" .Values.auth.claims "teams" $teams | toJson }}
+{{ toJson $context }}
 {{- end -}}
 
 {{/* That the caller's team is one of these, or none of them: (dict "teams" (list ...) "not" true). */}}

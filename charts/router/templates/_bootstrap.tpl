@@ -26,6 +26,24 @@ typed_dns_resolver_config:
       - socket_address: {address: {{ splitList ":" . | first }}, port_value: {{ splitList ":" . | last }}}
       {{- end }}
     {{- end }}
+{{- if include "router.policyServes" . }}
+# What the policy service says, asked again and again; the last answer stays when it is gone.
+layered_runtime:
+  layers:
+    - name: policy
+      rtds_layer:
+        name: policy
+        rtds_config:
+          resource_api_version: V3
+          # A router serves whether or not anybody answers.
+          initial_fetch_timeout: 1s
+          api_config_source:
+            api_type: REST
+            transport_api_version: V3
+            cluster_names: [policy]
+            refresh_delay: {{ include "router.duration" .Values.policy.refreshRate }}
+            request_timeout: 1s
+{{- end }}
 overload_manager:
   refresh_interval: 0.25s
   resource_monitors:
@@ -51,11 +69,22 @@ static_resources:
       load_assignment:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
+    {{- if include "router.policyServes" . }}
+    - {{ include "router.policyCluster" . | nindent 6 | trim }}
+    {{- end }}
     {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
     - {{ include "router.jwksCluster" . | nindent 6 | trim }}
     {{- end }}
+    {{- if include "router.budgets" . }}
+    - {{ include "router.ratelimitCluster" . | nindent 6 | trim }}
+    {{- end }}
+    {{- if .Values.global.tracing.endpoint }}
+    - {{ include "router.tracesCluster" . | nindent 6 | trim }}
+    {{- end }}
   listeners:
     - name: plane
+      # Its statistics would be named after its address.
+      stat_prefix: plane
       address:
         socket_address: {address: {{ .Values.listener.address }}, port_value: {{ .Values.listener.port }}}
       # A body is held as a whole, so that it can be sent again to another pod or to Amazon Bedrock.
@@ -64,6 +93,11 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config: {{ include "router.connectionManager" . | nindent 16 }}
+          {{- if include "plane.tls" . }}
+          transport_socket: {{ include "router.listenerTls" . | nindent 12 }}
+          # A handshake that does not end must not hold a connection.
+          transport_socket_connect_timeout: 10s
+          {{- end }}
     - name: no-capacity
       address:
         socket_address: {address: 127.0.0.1, port_value: {{ .Values.noCapacity.port }}}
@@ -155,13 +189,23 @@ early_header_mutation_extensions:
         - remove_on_match: {key_matcher: {prefix: x-plane-}}
         - remove_on_match: {key_matcher: {prefix: x-envoy-}}
         - remove_on_match: {key_matcher: {prefix: x-inference-}}
+        {{- if .Values.global.tracing.endpoint }}
+        # Nobody else decides what is traced, and baggage may say anything.
+        {{- range list "traceparent" "tracestate" "baggage" "x-client-trace-id" }}
+        - remove: {{ . }}
+        {{- end }}
+        {{- end }}
 local_reply_config: {{ include "router.errorBodies" . | nindent 2 }}
+{{- if .Values.global.tracing.endpoint }}
+tracing: {{ include "router.tracing" . | nindent 2 }}
+{{- end }}
 access_log:
   - name: envoy.access_loggers.stdout
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
       log_format:
         json_format: {{ include "router.auditLine" . | nindent 10 }}
+  {{- include "router.usageCounters" . | nindent 2 }}
 rds:
   route_config_name: plane
   config_source:
@@ -173,6 +217,17 @@ http_filters:
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
       default_source_code: {filename: bootstrap/route.lua}
+  # What affinity.lua found, where the routes' hash policies read it.
+  - name: envoy.filters.http.set_filter_state
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
+      on_request_headers:
+        - object_key: inference-plane.affinity
+          factory_key: envoy.hashable_string
+          format_string:
+            text_format_source: {inline_string: "%DYNAMIC_METADATA(inference-plane:affinity)%"}
+            omit_empty_values: true
+          skip_if_empty: true
   - name: envoy.filters.http.header_to_metadata
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
@@ -188,6 +243,9 @@ http_filters:
           on_header_present: {metadata_namespace: usage, key: {{ . }}_tokens, type: NUMBER}
           remove: true
         {{- end }}
+  {{- if include "router.budgets" . }}
+  {{- include "router.budgetFilter" . | nindent 2 }}
+  {{- end }}
   {{- include "router.streamUsage" . | nindent 2 }}
   - name: envoy.filters.http.router
     typed_config:
@@ -227,11 +285,12 @@ One line for each request, whatever became of it; never a prompt or a completion
 request headers, so what must not be missing comes from metadata, from the cluster that served or from the reply.
 */}}
 {{- define "router.auditLine" -}}
+type: end
 time: "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
 request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
-path: "%REQ(:path):128%"
+path: "%PATH(NQ):128%"
 team: "%DYNAMIC_METADATA(inference-plane:team)%"
 cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
 subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
@@ -252,19 +311,71 @@ flags: "%RESPONSE_FLAGS_LONG%"
 prompt_tokens: "%DYNAMIC_METADATA(usage:prompt_tokens)%"
 completion_tokens: "%DYNAMIC_METADATA(usage:completion_tokens)%"
 cached_tokens: "%DYNAMIC_METADATA(usage:cached_tokens)%"
+{{- if include "router.budgets" . }}
+budget: {{ include "router.budgetOutcome" . | quote }}
+budget_estimate: "%DYNAMIC_METADATA(inference-plane:budget_estimate)%"
+{{- end }}
 request_bytes: "%BYTES_RECEIVED%"
 response_bytes: "%BYTES_SENT%"
+connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
 first_byte_ms: "%RESPONSE_DURATION%"
 duration_ms: "%DURATION%"
+{{- end -}}
+
+{{/*
+The end lines' numbers as counters, for Prometheus: requests by status, tokens by kind. No value of a tag is a client's:
+team and cost center are those of global.teams, model and backend the catalogue's, so there are as many series as there
+are teams, models and backends that meet. Each kind has a logger of its own, which is not asked where there is nothing
+to add: Envoy complains of a number that is missing, and one of 0 costs as much as any.
+*/}}
+{{- define "router.usageCounters" -}}
+{{- range $kind := list "requests" "prompt" "completion" "cached" }}
+- name: envoy.access_loggers.stats
+  {{- if ne $kind "requests" }}
+  filter:
+    metadata_filter:
+      matcher:
+        filter: usage
+        path: [{key: {{ $kind }}_tokens}]
+        value: {double_match: {range: {start: 1, end: 1e15}}}
+      match_if_key_not_found: false
+  {{- end }}
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config
+    stats_scope: {prefix: usage}
+    counters:
+      - stat:
+          name: {{ eq $kind "requests" | ternary "requests" "tokens" }}
+          tags:
+            - {name: team, value_format: "%DYNAMIC_METADATA(inference-plane:team)%"}
+            - {name: cost_center, value_format: "%DYNAMIC_METADATA(inference-plane:cost_center)%"}
+            - {name: model, value_format: "%CLUSTER_METADATA(inference-plane:model)%"}
+            - {name: backend, value_format: "%CLUSTER_METADATA(inference-plane:backend)%"}
+            {{- if eq $kind "requests" }}
+            - {name: status, value_format: "%RESPONSE_CODE%"}
+        value_fixed: 1
+            {{- else }}
+            - {name: kind, value_format: {{ $kind }}}
+        value_format: "%DYNAMIC_METADATA(usage:{{ $kind }}_tokens)%"
+            {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Everything that the router answers itself has OpenAI's error shape. The first mapper that fits is used. */}}
 {{- define "router.errorBodies" -}}
 mappers:
+  {{- if include "router.budgets" . }}
+  {{- include "router.budgetErrors" . | nindent 2 }}
+  {{- end }}
   {{- include "router.authErrors" . | nindent 2 }}
   - filter: {{ include "router.statusIs" (list 400 "x-plane-refused") }}
     body_format_override:
       {{- include "router.errorBody" (list "invalid_request_error"
+          "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
+  - filter: {{ include "router.statusIs" (list 503 "x-plane-refused") }}
+    headers_to_add: {{ include "router.retryAfter" . | nindent 6 }}
+    body_format_override:
+      {{- include "router.errorBody" (list "server_error"
           "The request was refused: %REQ(x-plane-refused)%.") | nindent 6 }}
   - filter: {{ include "router.statusIs" (list 404 "x-plane-model") }}
     body_format_override:

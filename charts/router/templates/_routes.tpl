@@ -13,10 +13,16 @@ resources:
     {{- $plugins := list }}
     {{- range $models }}
     {{- if .canary }}{{ $plugins = append $plugins (dict "model" . "name" "fleets") }}{{ end }}
-    {{- if .fallback }}{{ $plugins = append $plugins (dict "model" . "name" "fleet-then-bedrock") }}{{ end }}
+    {{- if .fallback }}
+    {{- $plugins = append $plugins (dict "model" . "name" "fleet-then-bedrock") }}
+    {{- if $.Values.policy.enabled }}
+    {{- $plugins = append $plugins (dict "model" . "name" "bedrock-then-fleet") }}
+    {{- end }}
+    {{- end }}
     {{- end }}
     {{- with $plugins }}
-    # A try in the fleet, one on another pod of it, then Amazon Bedrock. A group that is not here cannot be reached.
+    # A try in the fleet, one on another pod of it, then Amazon Bedrock; for the share that the policy service shifts
+    # Amazon Bedrock comes first. A group that is not here cannot be reached.
     cluster_specifier_plugins:
       {{- range . }}
       - extension:
@@ -24,6 +30,10 @@ resources:
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier
             priority_groups:
+              {{- if eq .name "bedrock-then-fleet" }}
+              - name: bedrock
+                clusters: [{cluster_name: bedrock/{{ .model.name }}, weight: 100}]
+              {{- end }}
               - name: fleet
                 clusters:
                   {{- range include "plane.fleets" (dict .model.name .model) | fromJson }}
@@ -46,12 +56,19 @@ resources:
         append_action: ADD_IF_ABSENT
       - header: {key: x-inference-model-version, value: "%CLUSTER_METADATA(inference-plane:model_version)%"}
         append_action: ADD_IF_ABSENT
+    {{- /* What route.lua is told: further names, and affinity. */}}
+    {{- $told := include "router.namesContext" . | fromJson }}
+    {{- with include "router.affinityContext" . }}{{ $told = merge $told (fromJson .) }}{{ end }}
+    {{- $contexts := dict "envoy.filters.http.lua" (toJson $told) }}
     {{- if eq .Values.auth.mode "jwt" }}
-    typed_per_filter_config:
-      identity:
-        "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
-        filter_context: {{ include "router.identityContext" . }}
+    {{- $_ := set $contexts "identity" (include "router.identityContext" .) }}
     {{- end }}
+    typed_per_filter_config:
+      {{- range $filter, $context := $contexts }}
+      {{ $filter }}:
+        "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
+        filter_context: {{ $context }}
+      {{- end }}
     virtual_hosts:
       - name: plane
         domains: ["*"]
@@ -158,6 +175,30 @@ one, so that one wide value among them would be enough.
         string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}
         invert_match: true
   route: {{ include "router.fleetAction" . | nindent 4 }}
+{{- if .root.Values.policy.enabled }}
+{{- range $kind := list "stream" "json" }}
+- name: {{ $.model.name }}/chat/shifted{{ eq $kind "stream" | ternary "/stream" "" }}
+  match:
+    path: /v1/chat/completions
+    headers:
+      - {name: ":method", string_match: {exact: POST}}
+      {{- if eq $kind "stream" }}
+      - {name: x-plane-stream, present_match: true}
+      {{- end }}
+    # All that the policy service can say: which share of these goes to Amazon Bedrock first.
+    runtime_fraction: {default_value: {numerator: 0}, runtime_key: fallback.{{ $.model.name }}}
+  typed_per_filter_config:
+    restore:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
+      source_code: {filename: bootstrap/restore.lua}
+  route:
+    cluster_specifier_plugin: bedrock-then-fleet/{{ $.model.name }}
+    {{- include "router.hashPolicy" $.model | nindent 4 }}
+    timeout: {{ include "router.duration" $.root.Values.requestTimeout }}
+    {{- $retries := dict "retries" 2 "refresh" true "perTry" (eq $kind "stream" | ternary $.root.Values.hangGuard "") }}
+    retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}
+{{- end }}
+{{- end }}
 - name: {{ .model.name }}/chat/stream
   match:
     path: /v1/chat/completions
@@ -175,6 +216,7 @@ one, so that one wide value among them would be enough.
   {{- end }}
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    {{- include "router.hashPolicy" .model | nindent 4 }}
     timeout: {{ include "router.duration" .root.Values.requestTimeout }}
     {{- $retries := dict "retries" 2 "refresh" true "perTry" .root.Values.hangGuard }}
     retry_policy: {{ include "router.retryPolicy" $retries | nindent 6 }}
@@ -184,6 +226,7 @@ one, so that one wide value among them would be enough.
     headers: [{name: ":method", string_match: {exact: POST}}]
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
+    {{- include "router.hashPolicy" .model | nindent 4 }}
     timeout: {{ include "router.duration" .root.Values.requestTimeout }}
     retry_policy: {{ include "router.retryPolicy" (dict "retries" 2 "refresh" true) | nindent 6 }}
 {{- end }}
@@ -201,6 +244,15 @@ one, so that one wide value among them would be enough.
   direct_response: {status: 404}
 {{- end -}}
 
+{{/* What the routes tell route.lua: the model of each further name. */}}
+{{- define "router.namesContext" -}}
+{{- $names := dict -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- range without $model.servedNames $name }}{{ $_ := set $names (print "name/" .) $name }}{{ end -}}
+{{- end -}}
+{{ toJson $names }}
+{{- end -}}
+
 {{/* Where a request goes that knows the model's fleets alone, which it may not leave. */}}
 {{- define "router.fleetAction" -}}
 {{- if .model.canary -}}
@@ -209,6 +261,7 @@ retry_policy: {{ include "router.retryPolicy" (dict "retries" 1 "refresh" true) 
 {{- else -}}
 cluster: fleet/{{ .model.name }}
 {{- end }}
+{{- include "router.hashPolicy" .model | nindent 0 }}
 timeout: {{ include "router.duration" .root.Values.requestTimeout }}
 {{- end -}}
 

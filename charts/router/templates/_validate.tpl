@@ -2,7 +2,7 @@
 
 {{- define "router.validate" -}}
 {{- $refusals := list (include "plane.refuseMonitoring" .) -}}
-{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Auth" "Access" "Clients" "Dashboards" -}}
+{{- range $rule := list "Times" "Ports" "Bedrock" "Sts" "Auth" "Access" "Budgets" "Clients" "Dashboards" "Policy" -}}
 {{- $refusals = append $refusals (include (printf "router.refuse%s" $rule) $) -}}
 {{- end -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" $refusals) -}}
@@ -156,6 +156,18 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
 {{- end -}}
 {{- end -}}
 
+{{- define "router.refusePolicy" -}}
+{{- $network := .Values.global.network -}}
+{{- if and (include "router.policyServes" .) $network.policies (not $network.apiServerCidrs) -}}
+{{- include "plane.refusal" (list "global.network.apiServerCidrs"
+      "empty, while policy.enabled is true and a model falls back"
+      (print "The NetworkPolicies deny what nobody names, and the policy service finds engines and waiting pods by the "
+             "API server")
+      (print "the subnets of the cluster's network interfaces, policy.enabled: false, or global.network.policies: "
+             "false")) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "router.refuseClients" -}}
 {{- $network := .Values.global.network -}}
 {{- if and $network.policies (not $network.albSubnetCidrs) (not .Values.clientNamespaces) -}}
@@ -168,13 +180,13 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
 
 {{/*
 A ConfigMap holds 1 MiB, a request to etcd 1.5 MiB: beyond 900 KiB the API server could refuse what Helm rendered.
-Takes what the ConfigMap will hold.
+Takes what the ConfigMap will hold: (dict "file" "routes" "text" $json).
 */}}
 {{- define "router.refuseSize" -}}
-{{- $kib := div (len .) 1024 -}}
+{{- $kib := div (len .text) 1024 -}}
 {{- if gt $kib 900 -}}
 {{- $refusal := include "plane.refusal" (list "global.models"
-      (printf "the router's files need %d KiB of the 900 that a ConfigMap holds for them" $kib)
+      (printf "the router's %s need %d KiB of the 900 that a ConfigMap holds for them" .file $kib)
       "The API server would refuse the ConfigMap"
       "fewer models in this environment, or split them over two planes") -}}
 {{- include "plane.failOn" (dict "of" "the router" "refusals" (list $refusal)) -}}

@@ -16,18 +16,24 @@ alone:
 Response headers: `x-plane-reason` (`first-token-budget` or `engine-busy`) on a 429; `x-plane-prompt-tokens`,
 `x-plane-completion-tokens` and `x-plane-cached-tokens` on a JSON reply that has a usage.
 
+Every POST leaves one JSON line on stdout at its end, of `type` `engine`: what it cost, and what became of it. The line
+has the router's request id and attempt and nothing of prompt or completion; who called is in the router's lines.
+docs/metering.md says what each field means and how the two are joined.
+
 Only paths under /v1/ are touched. Standard library only, because it runs inside the engine's image.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -39,6 +45,9 @@ logger = logging.getLogger("plane_middleware")
 ABORT_GRACE = 10.0  # seconds
 MAX_HELD_BODY = 64 * 1024 * 1024  # bytes
 
+# What each line says of the engine, and the environment variable that has it: the chart's, and Kubernetes'.
+FACTS = {"model": "PLANE_MODEL", "model_version": "PLANE_MODEL_VERSION", "pod": "HOSTNAME"}
+
 _EVENT_END = re.compile(rb"\n\r?\n")
 _DATA_LINE = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
 _FIELD_LINE = re.compile(rb"^[^:\r\n]", re.MULTILINE)
@@ -49,6 +58,9 @@ _BUDGET = re.compile(rb"(\d+(?:\.\d+)?)(?:; *per-kib=(\d+(?:\.\d+)?))?")
 _USAGE = b'"usage":'
 _FINISH = b'"finish_reason":"'
 _NO_CHOICES = b'"choices":[]'
+_CHOICE = re.compile(rb'"choices":\[\{"index":(\d+)')
+_INDEX = b'{"index":'
+_SEVERAL = re.compile(rb'"n"\s*:\s*([1-9]\d*)')
 
 # OpenAI's names in chat, completions and embeddings; then those of the Responses API.
 _PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "total_tokens")
@@ -156,26 +168,42 @@ def usage_span(document: bytes) -> tuple[int, int] | None:
     return start, start + len(text[:length].encode(errors="surrogateescape"))
 
 
-def usage_headers(body: bytes) -> list[tuple[bytes, bytes]]:
-    """The x-plane-*-tokens headers of a JSON reply; none if it counts no tokens."""
-    span = usage_span(body)
-    if span is None and _USAGE not in body:
-        return []
+@dataclass(frozen=True)
+class Tokens:
+    """What a request has cost. `prompt` is the prompt once, as a bill has it; `prefilled` is the prompt once for each
+    sequence that has a token, as vLLM's counter has it (n > 1)."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    prefilled: int = 0
+
+
+def tokens_of(document: bytes) -> Tokens | None:
+    """The tokens of one sequence by a JSON document's own usage; None if it counts no tokens."""
+    span = usage_span(document)
+    if span is None and _USAGE not in document:
+        return None
     try:
-        usage = json.loads(body[slice(*span)]) if span else json.loads(body).get("usage")
+        return _tokens(json.loads(document[slice(*span)]) if span else json.loads(document).get("usage"))
     except (ValueError, AttributeError):
-        return []
-    if not isinstance(usage, dict):
-        return []
-    prompt = _first(usage, _PROMPT_TOKENS, int)
+        return None
+
+
+def _tokens(usage: Any) -> Tokens | None:
+    prompt = _first(usage, _PROMPT_TOKENS, int) if isinstance(usage, dict) else None
     if prompt is None:
-        return []
+        return None
     details = _first(usage, _PROMPT_DETAILS, dict) or {}
-    counts = {
-        b"prompt": prompt,
-        b"completion": _first(usage, _COMPLETION_TOKENS, int) or 0,
-        b"cached": _first(details, ("cached_tokens",), int) or 0,
-    }
+    cached = _first(details, ("cached_tokens",), int) or 0
+    return Tokens(prompt, _first(usage, _COMPLETION_TOKENS, int) or 0, cached, prompt)
+
+
+def usage_headers(tokens: Tokens | None) -> list[tuple[bytes, bytes]]:
+    """The x-plane-*-tokens headers of a JSON reply; none if it counts no tokens."""
+    if tokens is None:
+        return []
+    counts = {b"prompt": tokens.prompt, b"completion": tokens.completion, b"cached": tokens.cached}
     return [(b"x-plane-%s-tokens" % name, b"%d" % count) for name, count in counts.items()]
 
 
@@ -263,18 +291,156 @@ class UsageMerger:
         return finish
 
 
+# --- metering --------------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """What a request has cost, from what its app sends.
+
+    With --enable-force-include-usage each chunk of a stream counts its own choice so far, so the last ones are enough
+    for a stream that ends early. Nothing is parsed before the end. `request` is the body of a text completion, which
+    may have several prompts: choice i is of prompt i // n. Elsewhere all choices share one prompt.
+    """
+
+    def __init__(self) -> None:
+        self.complete = self.failed = self.streams = self.several = False
+        self.request = b""
+        self._splitter = EventSplitter()
+        self._last: dict[bytes, bytes] = {}
+        self._final = self._body = b""
+
+    def feed(self, message: Message) -> None:
+        """Every message of the app, in order; `reply` has the body of those that are no streams."""
+        if message["type"] == "http.response.start":
+            self.streams = media_type(message) == b"text/event-stream"
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+            if self.streams:
+                for event in self._splitter.feed(message.get("body", b""), self.complete):
+                    self._event(event)
+
+    def reply(self, body: bytes) -> Tokens | None:
+        """The tokens of a whole JSON reply, which this is."""
+        self._body = body
+        return tokens_of(body)
+
+    def _event(self, event: bytes) -> None:
+        if choice := _CHOICE.search(event):
+            self._last[choice[1]] = event
+            self.several = len(self._last) > 1
+        elif _NO_CHOICES in event or event.startswith(b"event: response.completed"):
+            self._final = event
+        elif data_of(event).startswith(b'{"error"'):
+            self.failed = True
+
+    def tokens(self) -> Tokens | None:
+        """What was told of tokens so far, or None."""
+        if self._body:
+            one = tokens_of(self._body)
+            choices = self._body.count(_INDEX) if b'"choices":[' in self._body else 1
+            return one and replace(one, prefilled=one.prompt * self._choices_of_a_prompt(choices))
+        each = {int(index): found for index, event in self._last.items() if (found := tokens_of(data_of(event)))}
+        whole = tokens_of(data_of(self._final)) or _tokens(_response(data_of(self._final)))
+        if not each:
+            return whole
+        begun = {index: one for index, one in each.items() if one.completion}
+        several = self._choices_of_a_prompt(max(each) + 1)
+        prompts = {index // several: one.prompt for index, one in begun.items()}
+        told = whole or Tokens(
+            sum(prompts.values()),
+            sum(one.completion for one in begun.values()),
+            max((one.cached for one in begun.values()), default=0),
+        )
+        return replace(told, prefilled=sum(one.prompt for one in begun.values()))
+
+    def _choices_of_a_prompt(self, choices: int) -> int:
+        if not self.request:
+            return choices
+        found = _SEVERAL.search(self.request)
+        return int(found[1]) if found else 1
+
+
+def _response(data: bytes) -> Any:
+    """The usage in the last event of a stream of the Responses API, or None."""
+    try:
+        return json.loads(data)["response"]["usage"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def engine_states(scope: Mapping[str, Any], request_id: str) -> list[Any]:
+    """vLLM's own states of a request's sequences, from which its counters are fed; [] where it keeps none there.
+
+    vLLM 0.32: AsyncLLM.output_processor.request_states, of RequestState; a state outlives its removal from that map.
+    """
+    try:
+        states = scope["app"].state.engine_client.output_processor.request_states
+        return [state for state in states.values() if request_id in state.external_req_id] if request_id else []
+    except (AttributeError, KeyError, TypeError):
+        return []
+
+
+def engine_tokens(states: list[Any]) -> Tokens | None:
+    """What vLLM's counters have of these sequences, or None where there are none or they look otherwise."""
+    try:
+        if not states:
+            return None
+        begun = [state for state in states if not state.is_prefilling]
+        # With n > 1 and no stream a sequence that has ended has left the map; its parent keeps what it said.
+        parents = {id(state.parent_req): state for state in states if state.parent_req is not None}.values()
+        ended = [
+            (state.prompt_len, len(choice.token_ids))
+            for state in parents
+            for choice in state.parent_req.output_aggregator
+            if choice
+        ]
+        prompts = {state.external_req_id: state.prompt_len for state in states if ended or state in begun}
+        return Tokens(
+            sum(prompts.values()),
+            sum(state.stats.num_generation_tokens for state in states) + sum(tokens for _, tokens in ended),
+            max((state.num_cached_tokens for state in begun), default=0),
+            sum(state.prompt_len for state in begun) + sum(prompt for prompt, _ in ended),
+        )
+    except (AttributeError, TypeError):
+        return None
+
+
+def write_line(line: str) -> None:
+    """One write to stdout, past sys.stdout, in which vLLM puts the process's name before each line."""
+    os.write(1, line.encode() + b"\n")
+
+
 # --- ASGI ------------------------------------------------------------------------------------------------------------
+
+
+def media_type(start: Message) -> bytes:
+    content_type = b"".join(value for name, value in start.get("headers", ()) if name.lower() == b"content-type")
+    return content_type.partition(b";")[0].strip().lower()
 
 
 class _Exchange:
     """One request's reply on its way out, and what its app is told about the client."""
 
-    def __init__(self, receive: Receive, send: Send, plain: bool, max_held_body: int) -> None:
+    def __init__(
+        self,
+        scope: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        max_held_body: int,
+        facts: Mapping[str, str | None],
+    ) -> None:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.status: int | None = None
+        self.missed = self._read = False
+        self.meter = Meter()
+        self._scope, self._headers, self._facts = scope, headers, facts
+        self._states: list[Any] = []
+        self._started = time.time()
         self._receive = receive
-        self._send = send
-        self._plain = plain
+        self._send_out = send
+        self._plain = headers.get(b"x-plane-stream") == b"plain"
         self._max_held_body = max_held_body
         self._handle: Send = self._on_start
         self._holding = False
@@ -284,6 +450,16 @@ class _Exchange:
         self._merger = UsageMerger()
 
     async def receive(self) -> Message:
+        message = await self._next_message()
+        if message["type"] == "http.request":
+            self._read = not message.get("more_body", False)
+            if self._scope["path"] == "/v1/completions":
+                self.meter.request += message.get("body", b"")
+        if message["type"] == "http.disconnect" and not self.meter.complete:
+            self._note_states()
+        return message
+
+    async def _next_message(self) -> Message:
         if self._aborted.done():
             return {"type": "http.disconnect"}
         if self.answered.done():
@@ -295,15 +471,72 @@ class _Exchange:
         finally:
             message.cancel()
 
+    def _note_states(self) -> None:
+        """Before the app hears that the client is gone: afterwards vLLM forgets them."""
+        request_id = self._headers.get(b"x-request-id", b"").decode("latin-1")
+        self._states = self._states or engine_states(self._scope, request_id)
+
     async def send(self, message: Message) -> None:
+        self.meter.feed(message)
+        if self.meter.several:  # of several choices one may end, and leave vLLM's map, long before the client does
+            self._note_states()
         if self._holding and message["type"] != "http.response.body":
             await self._release()  # so that a type which this file does not know keeps its place
         await self._handle(message)
 
     async def abort(self, reply: Reply) -> None:
         """Answers with `reply` and tells the app that the client is gone."""
+        self.missed = True
+        self._note_states()
         self._aborted.set_result(None)
         await self._replace(reply)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send_out(message)
+
+    def line(self, failed: bool) -> str:
+        """The request's line, once nothing more will come of it; `failed`: the app raised."""
+        outcome = self._outcome(failed)
+        counted = None if outcome == "finished" else engine_tokens(self._states)
+        told = self.meter.tokens()
+        if told is None and (outcome == "refused" or not self._read):
+            told = Tokens()  # it never came to the engine
+        tokens = counted or told
+        source = "engine" if counted else None if told is None else "stream" if self.meter.streams else "reply"
+        started = datetime.datetime.fromtimestamp(self._started, datetime.UTC)
+        return json.dumps(
+            {
+                "type": "engine",
+                "time": f"{started:%Y-%m-%dT%H:%M:%S}.{started.microsecond // 1000:03}Z",
+                "request_id": self._text(b"x-request-id"),
+                "attempt": int(attempt) if (attempt := self._text(b"x-envoy-attempt-count") or "").isdigit() else None,
+                **self._facts,
+                "path": self._scope["path"][:128],
+                "status": self.status,
+                "outcome": outcome,
+                "prompt_tokens": tokens and tokens.prompt,
+                "completion_tokens": tokens and tokens.completion,
+                "cached_tokens": tokens and tokens.cached,
+                "prefilled_tokens": tokens and tokens.prefilled,
+                "usage_source": source,
+                "duration_ms": round((time.time() - self._started) * 1000),
+            }
+        )
+
+    def _text(self, name: bytes) -> str | None:
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")[:128]
+
+    def _outcome(self, failed: bool) -> str:
+        if self.missed:
+            return "first-token-budget"
+        if failed or self.meter.failed or (self.status or 0) >= 500:
+            return "error"
+        if not self.meter.complete:
+            return "aborted"
+        return "refused" if (self.status or 0) >= 400 else "finished"
 
     def _answer_with(self, handle: Send, holding: bool = False) -> None:
         self._handle, self._holding = handle, holding
@@ -334,11 +567,10 @@ class _Exchange:
         if message["type"] != "http.response.start":
             return await self._send(message)
         self._held.append(message)
-        content_type = b"".join(value for name, value in message.get("headers", ()) if name.lower() == b"content-type")
-        media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type == b"text/event-stream":
+        kind = media_type(message)
+        if kind == b"text/event-stream":
             self._handle, self._holding = self._on_first_event, True
-        elif media_type == b"application/json" and message["status"] in (200, 503):
+        elif kind == b"application/json" and message["status"] in (200, 503):
             self._answer_with(self._on_json, holding=True)
         else:
             await self._release()
@@ -353,7 +585,7 @@ class _Exchange:
         start, *parts = self._held
         body = b"".join(part.get("body", b"") for part in parts)
         if start["status"] == 200:
-            self._held[0] = {**start, "headers": [*start.get("headers", ()), *usage_headers(body)]}
+            self._held[0] = {**start, "headers": [*start.get("headers", ()), *usage_headers(self.meter.reply(body))]}
         elif reply := busy_reply(start["status"], error_of(body)):
             return await self._replace(reply)
         await self._release()
@@ -387,12 +619,22 @@ class PlaneMiddleware:
     """The middleware; see the module's docstring for its contract.
 
     abort_grace is how long, in seconds, an app may run on after its budget was missed; a JSON reply of more than
-    max_held_body bytes passes without usage headers. An abort reaches a Starlette StreamingResponse at once only
-    where the server states an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
+    max_held_body bytes passes without usage headers. `report` takes the line of each POST; `facts` replace what the
+    pod's environment says of it. An abort reaches a Starlette StreamingResponse at once only where the server states
+    an ASGI spec_version below 2.4, as uvicorn does (2.3); elsewhere the grace ends it.
     """
 
-    def __init__(self, app: Any, abort_grace: float = ABORT_GRACE, max_held_body: int = MAX_HELD_BODY) -> None:
+    def __init__(
+        self,
+        app: Any,
+        abort_grace: float = ABORT_GRACE,
+        max_held_body: int = MAX_HELD_BODY,
+        report: Callable[[str], None] = write_line,
+        facts: Mapping[str, str] = {},
+    ) -> None:
         self.app = app
+        self.report = report
+        self.facts = {name: facts.get(name) or os.environ.get(variable) for name, variable in FACTS.items()}
         self.abort_grace = abort_grace
         self.max_held_body = max_held_body
 
@@ -400,7 +642,16 @@ class PlaneMiddleware:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        exchange = _Exchange(receive, send, headers.get(b"x-plane-stream") == b"plain", self.max_held_body)
+        exchange = _Exchange(scope, headers, receive, send, self.max_held_body, self.facts)
+        failed = True
+        try:
+            await self._serve(scope, headers, exchange)
+            failed = False
+        finally:
+            if scope["method"] == "POST":
+                self.report(exchange.line(failed))
+
+    async def _serve(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], exchange: _Exchange) -> None:
         try:
             budget = first_token_budget(headers, time.time())
         except ValueError as error:
@@ -411,7 +662,8 @@ class PlaneMiddleware:
             )
             budget = None
         if budget is None:
-            return await self.app(scope, receive, exchange.send)
+            exchange.answered.set_result(None)  # nothing waits for a first token
+            return await self.app(scope, exchange.receive, exchange.send)
         if budget <= 0:
             message = "Earlier attempts used up the first-token budget."
             return await exchange.abort(refusal("first-token-budget", message))

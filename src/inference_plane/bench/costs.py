@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_plane import helm
 
-_FILES = {"bootstrap": "router-bootstrap", "routes": "router-xds", "clusters": "router-xds"}
+_FILES = {"bootstrap": "router-bootstrap", "routes": "router-routes", "clusters": "router-clusters"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ def _filter(name: str) -> Change:
     return change
 
 
+def _loggers(name: str) -> Change:
+    def change(files: Files) -> None:
+        files.manager["access_log"] = [log for log in files.manager["access_log"] if log["name"] != name]
+    return change
+
+
 def _members(file: str, *names: str) -> Change:
     def change(files: Files) -> None:
         for name in names:
@@ -73,7 +79,8 @@ def _drop(node: Any, name: str) -> None:
 
 
 WITHOUT: dict[str, Change] = {
-    "audit log": _setting("access_log"),
+    "audit log": _loggers("envoy.access_loggers.stdout"),
+    "usage counters": _loggers("envoy.access_loggers.stats"),
     "header_to_metadata": _filter("envoy.filters.http.header_to_metadata"),
     "sse_to_metadata": _filter("envoy.filters.http.sse_to_metadata"),
     "early header mutation": _setting("early_header_mutation_extensions"),

@@ -1,16 +1,18 @@
 """The Envoys that are compared: the least that can forward a request, and the router as its chart renders it."""
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inference_plane import helm
+from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.processes import Process, Processes, free_port
 from inference_plane.onehost.router import Router
 
@@ -22,17 +24,30 @@ NAMESPACE = "inference"
 
 @dataclass(frozen=True)
 class Subject:
-    """A running Envoy with one worker thread. `models` are the names to ask for, `log` grows with each request."""
+    """A running router: Envoy with one worker thread, or a peer with one worker.
+
+    `models` are the names to ask for, `logs` grow with each request. `tokens` are callers' where it asks for one.
+    `rewrites`: it writes replies anew, so that they need not be the engine's to the byte.
+    """
 
     name: str
     port: int
     models: tuple[str, ...]
     process: Process
-    log: Path
+    logs: tuple[Path, ...]
+    tokens: tuple[str, ...] = ("0" * 40,)
+    rewrites: bool = False
+    host: str = "127.0.0.1"
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads so far: the worker, DNS and health checks, and the writer of the audit log."""
-        return cpu_seconds(self.process.pid)
+        """CPU time so far of all threads of the process and of those that it started."""
+        return sum(cpu_seconds(pid) for pid in family(self.process.pid))
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    children = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(one for child in itertools.chain(*children) for one in family(int(child)))]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -63,10 +78,18 @@ def catalogue(count: int) -> dict[str, Any]:
             }
     return {"auth": {"mode": "none"}, "global": {
         "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
         "residency": {"geography": "eu"},
-        "network": {name: ["10.0.0.0/20"] for name in ("albSubnetCidrs", "s3Cidrs", "bedrockCidrs")},
+        "network": {name: ["10.0.0.0/20"] for name in ("albSubnetCidrs", "s3Cidrs", "bedrockCidrs", "apiServerCidrs")},
         "models": models,
     }}
+
+
+def everything_on(values: Mapping[str, Any], issuer: Issuer, callers: int = 20) -> tuple[dict[str, Any], list[str]]:
+    """The values with all that a production router does per request switched on, and the tokens of so many callers."""
+    auth = issuer.values(cachedTokens=1000)
+    secured = {**values, "auth": auth, "global": values["global"] | {"teams": {"care": {"costCenter": "1"}}}}
+    return secured, [issuer.token(["care"], sub=f"person-{number}", seconds=86_400) for number in range(callers)]
 
 
 def start_bare(processes: Processes, folder: Path, upstream: tuple[str, int], body_limit: int) -> Subject:
@@ -103,12 +126,12 @@ def start_bare(processes: Processes, folder: Path, upstream: tuple[str, int], bo
         "bare-envoy",
         [_envoy(), "-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
         log_path=log, cwd=folder, ready=f"http://127.0.0.1:{admin}/ready")
-    return Subject("bare Envoy", port, ("model-000",), process, log)
+    return Subject("bare Envoy", port, ("model-000",), process, (log,))
 
 
 def start_router(
     processes: Processes, folder: Path, name: str, values: Mapping[str, Any], local: Mapping[str, Any],
-    environment: Mapping[str, str], change: Change | None = None,
+    environment: Mapping[str, str], change: Change | None = None, tokens: Sequence[str] = ("0" * 40,),
 ) -> Subject:
     """The router with a catalogue and the overlay `local` that puts it on loopback.
 
@@ -127,7 +150,8 @@ def start_router(
             bad = sorted(gauge for gauge in wanted if seen[gauge] != wanted[gauge])
             raise TimeoutError(f"{name}: no healthy engine after 30 s: {', '.join(bad[:5])} of {len(wanted)} fleets")
         time.sleep(0.1)
-    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, router.audit_path)
+    logs = (router.audit_path, router.log_path)
+    return Subject(name, int(router.url.rsplit(":", 1)[1]), models, router.process, logs, tuple(tokens))
 
 
 def _envoy() -> str:

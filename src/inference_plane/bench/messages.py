@@ -41,6 +41,15 @@ CASES = (
     Case("1 KB, stream", 1_000, 64, stream=True),
 )
 
+#: Beside other routers: a handful by default, and all of them.
+PEER_CASES = (CASES[0], CASES[1], Case("1 KB, stream, 16 connections", 1_000, 16, stream=True))
+ALL_CASES = tuple(
+    Case(f"{kb} KB{', stream' if stream else ''}, {connections} connections", kb * 1_000, connections, stream=stream)
+    for kb in (1, 120) for stream in (False, True) for connections in (1, 64, 256))
+
+#: A moderate load for first-token times: about 20 requests per second.
+FIRST_TOKEN = Case("first token of a stream", 1_000, 8, stream=True)
+
 
 def prompt(length: int, serial: int = 0, quotations: bool = False) -> str:
     """A text whose JSON form has exactly `length` bytes, quotes included; each `serial` below 10,000 has its own.
@@ -75,7 +84,7 @@ def body(case: Case, model: str, serial: int = 0) -> bytes:
     return encoded(prompt(case.prompt_bytes - len(encoded("")) + 2, serial, case.quotations))
 
 
-def request(case: Case, model: str, serial: int = 0) -> bytes:
+def request(case: Case, model: str, serial: int = 0, token: str = "0" * 40) -> bytes:
     """The whole HTTP/1.1 request, with the headers that OpenAI's Python client and an ALB put on it."""
     content = body(case, model, serial)
     headers = {
@@ -89,7 +98,7 @@ def request(case: Case, model: str, serial: int = 0) -> bytes:
         "content-type": "application/json",
         "user-agent": "OpenAI/Python 1.99.0",
         "x-stainless-lang": "python",
-        "authorization": "Bearer " + "0" * 40,
+        "authorization": "Bearer " + token,
         "content-length": str(len(content)),
     }
     return _head(f"POST {PATH} HTTP/1.1", headers) + content

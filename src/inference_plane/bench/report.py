@@ -56,6 +56,54 @@ def rows(readings: Mapping[tuple[str, str], Sequence[Load]], baseline: str) -> l
     return found
 
 
+@dataclass(frozen=True)
+class FirstToken:
+    """Milliseconds to the first event of a stream through one router, and what it adds to going straight.
+
+    `added_p50_ms` is the median over the rounds of one round's own difference of medians; 99th percentiles are of the
+    samples of all rounds together.
+    """
+
+    subject: str
+    samples: int
+    p50_ms: float
+    p99_ms: float
+    added_p50_ms: float
+    added_p99_ms: float
+    ratio_p50: float
+
+
+def first_tokens(readings: Mapping[str, Sequence[Load]], baseline: str) -> list[FirstToken]:
+    """One row for each subject of `readings` (one Load a round); empty where there are none."""
+    def p99(loads: Sequence[Load]) -> float:
+        return statistics.quantiles([one for load in loads for one in load.first_events], n=100)[-1]
+
+    found = []
+    for subject, loads in readings.items():
+        own, straight = ([statistics.median(load.first_events) for load in of] for of in (loads, readings[baseline]))
+        found.append(FirstToken(
+            subject, samples=sum(len(load.first_events) for load in loads),
+            p50_ms=statistics.median(own) * 1e3, p99_ms=p99(loads) * 1e3,
+            added_p50_ms=statistics.median(a - b for a, b in zip(own, straight, strict=True)) * 1e3,
+            added_p99_ms=(p99(loads) - p99(readings[baseline])) * 1e3,
+            ratio_p50=statistics.median(a / b for a, b in zip(own, straight, strict=True)),
+        ))
+    return found
+
+
+def first_token_table(found: Sequence[FirstToken], load: str) -> rich.table.Table:
+    """For people."""
+    drawn = rich.table.Table(box=rich.box.SIMPLE, title=f"first event of a stream, {load}", title_justify="left")
+    drawn.add_column("through")
+    for heading in ("p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "x straight (p50)", "samples"):
+        drawn.add_column(heading, justify="right")
+    for row in found:
+        drawn.add_row(
+            row.subject, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", f"{row.added_p50_ms:.2f}",
+            f"{row.added_p99_ms:.2f}", f"{row.ratio_p50:.2f}", str(row.samples))
+    return drawn
+
+
 def table(found: Sequence[Row], caption: str) -> rich.table.Table:
     """For people."""
     drawn = rich.table.Table(box=rich.box.SIMPLE, caption=caption, caption_justify="left")
@@ -77,6 +125,11 @@ def table(found: Sequence[Row], caption: str) -> rich.table.Table:
     return drawn
 
 
-def document(found: Sequence[Row], machine: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def document(
+    found: Sequence[Row], machine: Mapping[str, Any], settings: Mapping[str, Any], first: Sequence[FirstToken] = (),
+) -> dict[str, Any]:
     """For programs."""
-    return {"machine": dict(machine), "settings": dict(settings), "rows": [asdict(row) for row in found]}
+    return {
+        "machine": dict(machine), "settings": dict(settings), "rows": [asdict(row) for row in found],
+        "first_tokens": [asdict(row) for row in first],
+    }

@@ -1,11 +1,12 @@
 """An engine that costs next to nothing: `python -m inference_plane.bench.upstream HOST PORT`.
 
 Every GET (health checks) and every POST is answered with bytes built beforehand; a POST whose body asks for a stream
-gets one event a tick. One tick serves all streams, as one step of an engine's batch does.
+gets its first event at once, then one a tick. One tick serves all streams, as one step of an engine's batch does.
 """
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 
 import uvloop
@@ -18,12 +19,13 @@ _REPLY = messages.reply()
 _STREAM_HEAD = messages.stream_head()
 _CHUNKS = messages.stream_chunks()
 _HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-# Enough for any stream: OpenAI's clients put the flag into the last bytes of a body, a benchmark's does for certain.
-_TAIL = 256
+# Routers that write bodies anew put the flag anywhere; a prompt's quotes are escaped, so it is not found in one.
+_STREAM = re.compile(rb'"stream": ?true')
+_OVERLAP = 15  # bytes of a flag that may stand before the border of two reads
 
 
 class Engine(asyncio.BufferedProtocol):
-    """One connection, one request at a time; a body is counted and forgotten, but for its end."""
+    """One connection, one request at a time; a body is counted and forgotten, but for its flag."""
 
     streams: dict[Engine, int] = {}
 
@@ -32,6 +34,7 @@ class Engine(asyncio.BufferedProtocol):
         self._head = b""
         self._tail = b""
         self._missing = 0
+        self._stream = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -42,7 +45,7 @@ class Engine(asyncio.BufferedProtocol):
     def buffer_updated(self, count: int) -> None:
         if self._missing:
             self._missing -= count
-            self._tail = (self._tail + self._buffer[max(0, count - _TAIL):count])[-_TAIL:]
+            self._look(self._buffer, count)
         else:
             self._head += self._buffer[:count]
             end = self._head.find(b"\r\n\r\n")
@@ -55,13 +58,20 @@ class Engine(asyncio.BufferedProtocol):
             start = self._head.find(b"content-length: ") + 16
             length = int(self._head[start:self._head.index(b"\r", start)])
             self._missing = length - (len(self._head) - end - 4)
-            self._tail, self._head = bytes(self._head[-_TAIL:]), b""
+            self._stream, self._tail = False, b""
+            self._look(self._head, len(self._head))
+            self._head = b""
         if self._missing == 0:
-            if b'"stream":true' in self._tail:
-                self.transport.write(_STREAM_HEAD)
-                Engine.streams[self] = 0
+            if self._stream:
+                self.transport.write(_STREAM_HEAD + _CHUNKS[0])
+                Engine.streams[self] = 1
             else:
                 self.transport.write(_REPLY)
+
+    def _look(self, data: bytes | bytearray, count: int) -> None:
+        border = self._tail + data[:min(count, _OVERLAP)]
+        self._stream = self._stream or bool(_STREAM.search(data, 0, count) or _STREAM.search(border))
+        self._tail = bytes(data[max(0, count - _OVERLAP):count])
 
     def connection_lost(self, error: Exception | None) -> None:
         Engine.streams.pop(self, None)

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import growth, messages, report, router
+from inference_plane.bench import affinity, growth, messages, peers, report, router
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -22,7 +23,10 @@ examples:
   scripts/bench router                  the router beside bare Envoy: about three minutes
   scripts/bench router --seconds 0.5    a quick look
   scripts/bench router --costs          what each thing in it costs: a quarter of an hour
+  scripts/bench router --peers          also vllm-router and LiteLLM, and first-token times: six minutes
+  scripts/bench router --peers --full   more sizes and connections, JSON and streams: half an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
+  scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
 
 Exits 2 when something answered anything but 200, did not start, or did not render. docs/bench.md says what the figures
 mean.
@@ -37,12 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     costs.add_argument("--seconds", type=_within(0.1, 60), default=2.0, help="of each measurement (default 2)")
     costs.add_argument("--rounds", type=_within(1, 50), default=5, help="through all of them (default 5)")
     costs.add_argument("--costs", action="store_true", help="with 10 models, also routers that lack one thing each")
+    costs.add_argument(
+        "--peers", action="store_true", help="also vllm-router and LiteLLM, installed from PyPI on first use")
+    costs.add_argument("--full", action="store_true", help="1 and 120 KB, JSON and streams, 1, 64 and 256 connections")
     costs.set_defaults(measure=measure_router)
     size = subjects.add_parser("growth", help="seconds and bytes of a render by the size of the catalogue")
     size.add_argument("environment", metavar="ENV", nargs="?", default="prod", help="a name under values/, or a file")
     size.add_argument("--rounds", type=_within(1, 50), default=3, help="renders of each catalogue (default 3)")
     size.set_defaults(measure=measure_growth)
-    for subject in (costs, size):
+    kept = subjects.add_parser("affinity", help="cached tokens and first tokens by a model's affinity")
+    kept.set_defaults(measure=measure_affinity)
+    for subject in (costs, size, kept):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
@@ -61,21 +70,44 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-Shown = tuple[object, rich.table.Table]  # for programs, for people
+Shown = tuple[object, rich.console.RenderableType]  # for programs, for people
 
 
 def measure_router(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
     rounds = int(arguments.rounds)
+    cases = messages.ALL_CASES if arguments.full else messages.PEER_CASES if arguments.peers else messages.CASES
+    if arguments.peers or arguments.full:
+        cases = (*cases, messages.FIRST_TOKEN)
     readings = router.measure(
-        seconds=arguments.seconds, rounds=rounds, without=tuple(WITHOUT) if arguments.costs else (),
-        sizes=router.MODELS[:1] if arguments.costs else router.MODELS, progress=progress)
-    found, machine = report.rows(readings, router.BASELINE), router.machine()
+        seconds=arguments.seconds, rounds=rounds, without=tuple(WITHOUT) if arguments.costs else (), cases=cases,
+        sizes=router.MODELS[:1] if arguments.costs else router.MODELS,
+        peers=_peers(progress) if arguments.peers else (), progress=progress)
+    by_first, by_cpu = {}, {}
+    for (case, subject), loads in readings.items():
+        if case == messages.FIRST_TOKEN.name:
+            by_first[subject] = loads
+        else:
+            by_cpu[case, subject] = loads
+    found, machine = report.rows(by_cpu, router.BASELINE), router.machine()
+    first = report.first_tokens(by_first, router.STRAIGHT)
     settings = {"seconds": arguments.seconds, "rounds": rounds, "connections": {
-        case.name: case.connections for case in messages.CASES}}
-    return (
-        report.document(found, machine, settings),
-        report.table(found, caption(machine, arguments.seconds, rounds)),
-    )
+        case.name: case.connections for case in cases}}
+    tables = [report.table(found, caption(machine, arguments.seconds, rounds))]
+    if first:
+        load = f"{messages.FIRST_TOKEN.connections} connections with pauses"
+        tables.insert(0, report.first_token_table(first, load))
+    return report.document(found, machine, settings, first), rich.console.Group(*tables)
+
+
+def _peers(progress: Callable[[str], None]) -> list[tuple[peers.Peer, Path]]:
+    """The peers that can be had; of any other the reason is printed."""
+    found = []
+    for peer in peers.PEERS:
+        try:
+            found.append((peer, peers.installed(peer, progress)))
+        except peers.PeerError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def measure_growth(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
@@ -85,6 +117,15 @@ def measure_growth(arguments: argparse.Namespace, progress: Callable[[str], None
         f"{_environment.path(arguments.environment).name}: its entries in turn under names of their own, the whole "
         f"umbrella. Seconds are medians of {rounds}.")
     return [dataclasses.asdict(row) for row in found], growth.table(found, note)
+
+
+def measure_affinity(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    found, machine = affinity.measure(progress=progress), router.machine()
+    note = (
+        f"{affinity.CONVERSATIONS} conversations on a document each, {affinity.TURNS} questions; {affinity.ENGINES} "
+        f"engines of {affinity.SLOTS} slots, llama.cpp with SmolLM2-135M. {machine['cpus']} x {machine['cpu']}, load "
+        f"{machine['load_average']:.1f}.")
+    return [dataclasses.asdict(row) for row in found], affinity.table(found, note)
 
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:

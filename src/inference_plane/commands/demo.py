@@ -16,10 +16,11 @@ import rich.box
 import rich.console
 import rich.table
 
-from inference_plane import helm
+from inference_plane import helm, tools
 from inference_plane.demo import client, report
-from inference_plane.demo.plane import CHART, ENVIRONMENT, Missing, Plane, environment
+from inference_plane.demo.plane import BUDGET, CHART, ENVIRONMENT, Missing, Plane, environment
 from inference_plane.demo.scenes import OPEN, ROUTER, SECRET, STAND_IN, Conditions, Scene, scenes
+from inference_plane.manifests.crds import CRDError
 
 EPILOG = """\
 examples:
@@ -36,14 +37,18 @@ REAL = {
     "overlay (ports, the DNS server, Bedrock's address)",
     "model": "SmolLM2-135M-Instruct in llama.cpp: every token and every token count",
     "engine middleware": "the file of the rendered ConfigMap; engines take the limits of the rendered Deployments",
+    "token budgets": "the rate-limit service of the rendered Deployment, from its own source",
+    "policy service": "the process of the rendered Deployment, with holds of seconds, in the scenes about shares",
     "signature": "SigV4 by Envoy, recomputed by botocore for every call",
 }
 STANDS_IN = {
     "vLLM": "its HTTP surface, one process a pod; the pods of the fleet share one llama.cpp process",
-    "Kubernetes": "a DNS server that answers as headless Services do; a pod is an address in 127.18.0.0/16",
+    "Kubernetes": "a DNS server that answers as headless Services do, and lists of endpoints for the policy service; a pod "
+    "is an address in 127.18.0.0/16",
     "Amazon Bedrock": "a server on loopback that checks signature, model id and body; the same model answers",
     "issuer of tokens": "keys made for this run, inline in the router's values, which otherwise have auth.mode none; "
-    "the teams care and appeals, of which records is for care",
+    "the teams care, appeals and trial; records is for care",
+    "Valkey": "Redis 6.2, in which the rate-limit service counts",
     "EKS Pod Identity": "a credential endpoint on loopback with documentation keys",
     "slowness": "where a scene says `slowed`, the engine waits before its tokens",
 }
@@ -55,12 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--serve", action="store_true", help="leave the plane up afterwards, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="the table as JSON on stdout; progress goes to stderr")
+    parser.add_argument("--fast", action="store_true", help="build nothing: no token budgets, unless they are built")
     parser.add_argument("--keep-logs", metavar="DIR", type=pathlib.Path, help="keep logs and rendered files there")
     arguments = parser.parse_args(argv)
     console = _console(arguments.json)
     try:
         with _folder(arguments.keep_logs) as folder:
-            return _run(folder, console, as_json=arguments.json, serve=arguments.serve)
+            return _run(folder, console, as_json=arguments.json, serve=arguments.serve, build=not arguments.fast)
     except KeyboardInterrupt:
         console.print("\ninterrupted: everything is ended")
         return 130
@@ -71,15 +77,20 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, serve: bool) -> int:
+def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, serve: bool, build: bool) -> int:
     console.print(_facts(), "", sep="\n")
-    with Plane(folder, lambda what: _step(console, what)) as plane:
+    budgets = _can_count(console, build)
+    with Plane(folder, lambda what: _step(console, what), budgets=budgets) as plane:
         values = environment()
         region = values["global"]["aws"]["region"]
         addresses = {ROUTER: plane.url, STAND_IN: plane.bedrock_url}
         rows, answers = [], []
         assistant = values["global"]["models"]["assistant"]
-        script = scenes(budget=_seconds(assistant["firstTokenBudget"]), fallback=assistant["fallback"]["model"])
+        script = scenes(
+            budget=_seconds(assistant["firstTokenBudget"]),
+            fallback=assistant["fallback"]["model"],
+            tokens=BUDGET["trial"]["tokensPerMinute"] if budgets else 0,
+        )
         for scene in script:
             plane.establish(scene.conditions)
             console.print(f"{len(rows) + 1:2}. {scene.title} ({scene.sent}) ...", end=" ", markup=False, soft_wrap=True)
@@ -103,6 +114,22 @@ def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, 
             plane.establish(Conditions())
             _serve(plane, console)
         return 1 if failed else 0
+
+
+def _can_count(console: rich.console.Console, build: bool) -> bool:
+    """Whether the rate-limit service is built, now or before; says what is not shown where it is not."""
+    why = "--fast builds nothing"
+    if build or tools.path("ratelimit").is_file():
+        try:
+            if not tools.path("ratelimit").is_file():
+                takes = tools.TOOLS["ratelimit"].takes
+                console.print(f"the rate-limit service is built from its Go module, for token budgets, once: {takes}")
+            tools.build("ratelimit")
+            return True
+        except (tools.ToolError, CRDError) as error:
+            why = str(error)
+    console.print(f"not shown: token budgets. {why}", markup=False, soft_wrap=True)
+    return False
 
 
 def _console(as_json: bool) -> rich.console.Console:

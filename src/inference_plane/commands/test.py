@@ -19,14 +19,18 @@ LAYERS = {
     "render": (("render",), "regressions, drift, dead values; objects and relations of every install"),
     "objects": (("manifests",), "what an API server would refuse or prune: schemas, CRDs with their CEL rules"),
     "delivery": (("delivery",), "Applications that render something else, packages, workflows, one file a model"),
-    "parts": (("lua", "middleware", "onehost", "bench"), "the body scan, the engine middleware, the stand-ins"),
+    "parts": (
+        ("lua", "middleware", "onehost", "bench", "policy", "test_usage.py"),
+        "the body scan, the engine middleware, the policy service, metering, the stand-ins",
+    ),
     "alerts": (("alerts",), "alerts that stay silent, or fire for nothing: Prometheus' own engine on the rules"),
     "router": (("router", "demo"), "lost requests, leaks, wrong accounting: real Envoy on the rendered files"),
+    "budgets": (("budgets",), "budgets that charge wrong or refuse wrong: the real rate-limit service, built once"),
     "lint": (("lint",), "what chart-testing and actionlint refuse, both built once from Go modules"),
 }
 
 #: The tools that layers build once, into .cache.
-BUILDS = {"alerts": ("promtool",), "lint": ("ct", "actionlint")}
+BUILDS = {"alerts": ("promtool",), "lint": ("ct", "actionlint"), "budgets": ("ratelimit",)}
 
 #: Layers of the design that are not here, and why: printed, so that nobody takes green for more than it is.
 LEFT_OUT = {

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,14 @@ from inference_plane import helm
 from inference_plane.checkout import VALUES
 from inference_plane.onehost import model
 from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
+from inference_plane.onehost.budgets import NAME as RATELIMIT
+from inference_plane.onehost.budgets import RateLimit, Store
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.engine import LlamaServer
 from inference_plane.onehost.issuer import Issuer
+from inference_plane.onehost.kubernetes import KubeStandIn
+from inference_plane.onehost.policy import NAME as POLICY
+from inference_plane.onehost.policy import Policy
 from inference_plane.onehost.processes import Process, Processes, free_addresses, free_port
 from inference_plane.onehost.router import Router, fallback_models, local_values
 from inference_plane.onehost.serving import ServerThread
@@ -33,11 +39,16 @@ from .scenes import Conditions
 CHART = "inference-plane"
 #: Beside the environment: two teams may call, and one of them alone the model that never leaves.
 CALLERS = {"teams": {"care": {}, "appeals": {}}, "models": {"records": {"access": {"teams": ["care"]}}}}
+#: A third team, which one answer of the demonstration takes over its budget.
+BUDGET = {"trial": {"tokensPerMinute": 20}}
 ENVIRONMENT = VALUES / "local.yaml"
 NAMESPACE = "inference"
 MIDDLEWARE = "plane_middleware.py"
 #: Requests that the model behind Bedrock's stand-in works on at once; the others wait there, as Bedrock has room.
 BEDROCK_SLOTS = 8
+#: Shares that fall within seconds: the defaults suit fleets whose engines take minutes to come.
+TUNING = {"smoothingSeconds": 0, "holdSeconds": 8, "lowerSeconds": 1, "lowerPoints": 25}
+METRICS_PORT = 8001  # of every engine, as the chart has it
 #: The flags of a rendered engine that the stand-in of vLLM takes as they are.
 _FLAGS = ("--port", "--max-model-len", "--max-num-seqs", "--max-num-queued-reqs")
 
@@ -137,16 +148,18 @@ class Plane(contextlib.ExitStack):
 
     Logs and rendered files stand in `folder`. `step` is told what begins. While it runs, `url` is where clients call,
     `bedrock_url` where the stand-in is; `bedrock` knows what it saw, `issuer` signs tokens that the router believes.
+    With `budgets` the team `trial` has a token budget; the rate-limit service has to be built for that.
 
     Raises on entry: Missing; helm.HelmError; NotReady where a process does not come up, with the end of its log;
     OSError or RuntimeError where a port is taken.
     """
 
-    def __init__(self, folder: Path, step: Step) -> None:
+    def __init__(self, folder: Path, step: Step, *, budgets: bool) -> None:
         super().__init__()
-        self.folder, self.step = folder, step
+        self.folder, self.step, self.budgets = folder, step, budgets
         self.pods: dict[str, list[Pod]] = {}
         self._conditions = Conditions()
+        self._policy: Policy | None = None
 
     def __enter__(self) -> Plane:
         super().__enter__()
@@ -170,8 +183,10 @@ class Plane(contextlib.ExitStack):
         self.bedrock_url = stack.enter_context(ServerThread(self.bedrock, port=bedrock_port)).url
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.issuer = Issuer()
-        router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port) | {"auth": self.issuer.values()}
-        overlay = {"router": router, "global": CALLERS}
+        router = local_values(dns_port=self.dns.port, bedrock_port=bedrock_port)
+        router |= {"auth": self.issuer.values(), "policy": {"tuning": TUNING}}
+        teams = CALLERS["teams"] | (BUDGET if self.budgets else {})
+        overlay = {"router": router, "global": CALLERS | {"teams": teams}}
         with self.step(f"Helm renders charts/{CHART} with values/{ENVIRONMENT.name}"):
             self.render = helm.template(CHART, files=[ENVIRONMENT], values=overlay, namespace=NAMESPACE)
         found = engines(self.render)
@@ -188,6 +203,10 @@ class Plane(contextlib.ExitStack):
                     for number, address in enumerate(free_addresses(engine.replicas, int(engine.flags["--port"])))
                 ]
         self._list_pods(True)
+        if self.budgets:
+            with self.step("the rate-limit service starts, with a Redis to count in"):
+                ratelimit = RateLimit(self.processes, self.render, self.folder, Store(self.processes, self.folder))
+                self.dns.set(f"{RATELIMIT}.{NAMESPACE}.svc.cluster.local", [ratelimit.host])
         with self.step("Envoy starts on the rendered files and finds the engines"):
             self.router = Router(self.processes, self.render, self.folder, credentials.env)
             self.url = self.router.url
@@ -208,7 +227,36 @@ class Plane(contextlib.ExitStack):
                 self._list_pods(wanted.fleet)
                 self._settle(wanted.fleet)
         self._conditions = wanted
+        self._shift(wanted)
+        if (left := 60 - time.time() % 60) < wanted.minute_left:
+            with self.step("a new minute begins, and with it every token budget"):
+                time.sleep(left + 0.1)
         self.processes.check()
+
+    def _shift(self, wanted: Conditions) -> None:
+        """Has the policy service run or not, and waits for the share that is wanted of it."""
+        if self._policy and not wanted.policy:
+            self.processes.stop(self._policy.process)
+            self._policy = None
+        if wanted.policy and not self._policy:
+            with self.step("the policy service starts"):
+                kubernetes = self.enter_context(KubeStandIn())
+                self._policy = Policy(self.processes, self.render, self.folder, kubernetes, POLICY)
+                self._policy.lists({name: [pod.address for pod in pods] for name, pods in self.pods.items()})
+                self.dns.set(f"{POLICY}.{NAMESPACE}.svc.cluster.local", [self._policy.host])
+                self._wait_for_share(0, 0)
+        if wanted.policy and wanted.shifted != (0, 100):
+            least, most = wanted.shifted
+            with self.step(f"a share of {least} to {most} % is shifted"):
+                self._wait_for_share(least, most)
+
+    def _wait_for_share(self, least: int, most: int) -> None:
+        deadline = time.monotonic() + 60
+        while not least <= (share := int(self.router.runtime("fallback.assistant").get("fallback.assistant", -1))) <= most:
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Envoy has a share of {share} for assistant, wanted {least} to {most}")
+            time.sleep(0.1)
 
     def _list_pods(self, ready: bool) -> None:
         for name, pods in self.pods.items():
@@ -234,6 +282,7 @@ class Plane(contextlib.ExitStack):
         options = {
             **engine.flags,
             "--host": address,
+            "--metrics-port": METRICS_PORT,
             "--served-model-name": engine.model,
             "--model-url": f"http://127.0.0.1:{model_port}",
             "--middleware": file,

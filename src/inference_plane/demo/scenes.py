@@ -18,12 +18,20 @@ FLEET, BEDROCK, NONE, ROUTER, STAND_IN = "fleet", "bedrock", "none", "router", "
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """How the plane is while a scene plays. Delays are in seconds and simulated; `fleet` False: no engine is ready."""
+    """How the plane is while a scene plays. Delays are in seconds and simulated; `fleet` False: no engine is ready.
+
+    `minute_left` is how many seconds of a minute are left at least, for scenes after which a minute must not turn.
+    """
 
     fleet_first_token: float = 0.0
     fleet_token: float = 0.0
     bedrock_first_token: float = 0.0
     fleet: bool = True
+    # Whether the policy service runs, and the share of `assistant` that it sends to Amazon Bedrock first, in points of
+    # 100. Without it each request finds its own way, as most scenes show.
+    policy: bool = False
+    shifted: tuple[int, int] = (0, 100)
+    minute_left: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +90,13 @@ def chat(
     return Call(json.dumps(body).encode(), headers or {})
 
 
-def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
+def scenes(*, budget: float, fallback: str, tokens: int = 0, together: int = 200) -> list[Scene]:
     """The scenes in order.
 
     Args:
         budget: the first-token budget of `assistant` in seconds, without what the size of a body adds to it.
         fallback: the Bedrock id of `assistant`.
+        tokens: the token budget a minute of the team `trial`; without one its scenes are left out.
         together: how many requests saturate the fleet.
     """
     slow = Conditions(fleet_first_token=budget + 1.5)
@@ -102,6 +111,57 @@ def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
     def stranger(says: str, status: int = 401, model: str = "assistant", **caller: Any) -> dict[str, Any]:
         call = dataclasses.replace(chat(model, hello, secret=model == "records"), **caller)
         return {"calls": (call,), "expect": Expect(frozenset({ROUTER}), status, says=says)}
+
+    def by(team: str) -> tuple[Call]:
+        return (dataclasses.replace(chat("assistant", hello), team=team),)
+
+    budgets = [
+        Scene(
+            f"a team with {tokens} tokens a minute",
+            "assistant, by the team trial",
+            by("trial"),
+            Expect(fleet, attempts=1),
+            Conditions(minute_left=20),
+        ),
+        Scene(
+            "its budget is spent: 429",
+            "the same",
+            by("trial"),
+            Expect(frozenset({NONE}), 429, retry_after=True, says=f"The team `trial` has used its {tokens} tokens"),
+        ),
+        Scene("another team's is not", "assistant, by the team care", by("care"), Expect(fleet, attempts=1)),
+    ]
+
+    # Replies slow enough for the fleet to stay full while the policy service looks.
+    crowded = Conditions(fleet_token=0.5, policy=True)
+    shifted, over = Conditions(policy=True, shifted=(30, 100)), Conditions(policy=True, shifted=(0, 0))
+    shift = [
+        Scene(
+            "more than the fleet takes, for some seconds",
+            f"assistant, {together // 2} at once, fleet slowed",
+            tuple(chat("assistant", "Is it night?", max_tokens=8, ignore_eos=True) for _ in range(together // 2)),
+            Expect(frozenset({FLEET, BEDROCK})),
+            crowded,
+        ),
+        Scene(
+            "the policy service has shifted a share",
+            f"assistant, {together} at once, short",
+            tuple(chat("assistant", "Is it day?", max_tokens=1) for _ in range(together)),
+            Expect(frozenset({FLEET, BEDROCK})),
+            shifted,
+        ),
+        Scene(
+            "and what must stay is not in it",
+            "assistant, x-residency: cluster, and records",
+            (
+                chat("assistant", hello, secret=True, headers={"x-residency": "cluster"}),
+                chat("records", hello, secret=True),
+            ),
+            Expect(fleet),
+            shifted,
+        ),
+        Scene("the load is over: back to the fleet", "assistant", (chat("assistant", hello),), Expect(fleet, attempts=1), over),
+    ]
 
     def direct(model: str, signature: str) -> tuple[Call]:
         call = chat(model, hello, max_tokens=4)
@@ -189,6 +249,8 @@ def scenes(*, budget: float, fallback: str, together: int = 200) -> list[Scene]:
             "records, by the team appeals",
             **stranger("The team `appeals` may not call", 403, "records", team="appeals"),
         ),
+        *(budgets if tokens else []),
+        *shift,
         Scene("a body that is not JSON", "model=assistant", (Call(b"model=assistant"),), refused),
         Scene("a body without a model", '{"messages": []}', (Call(b'{"messages": []}'),), refused),
         Scene(

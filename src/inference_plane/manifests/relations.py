@@ -68,7 +68,13 @@ class Index:
 
     def exists(self, kind: str, namespace: str, name: str) -> bool:
         full = f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
-        return (kind, namespace, name) in self._by_name or full in self.external or (kind, name) in _BUILT_IN_REFERENCES
+        made = (kind, namespace, name) in self._by_name or (kind == "Secret" and (namespace, name) in self.issued)
+        return made or full in self.external or (kind, name) in _BUILT_IN_REFERENCES
+
+    @cached_property
+    def issued(self) -> set[tuple[str, str]]:
+        """(namespace, name) of the Secrets that cert-manager makes of Certificates."""
+        return {(self.namespace_of(c), (c.get("spec") or {}).get("secretName", "")) for c in self.kind("Certificate")}
 
     @cached_property
     def workloads(self) -> list[Workload]:

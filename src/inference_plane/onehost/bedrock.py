@@ -67,14 +67,16 @@ ALLOWED_KEYS = frozenset(
 )
 
 # The refusal that a fault is, as HTTP status and error type; None where it acts later: `cut` resets a stream after two
-# tokens, `silent` never answers.
+# tokens, `silent` never answers, `reset` resets the connection instead of an answer.
 FAULTS: Mapping[str, tuple[int, str] | None] = {
     "none": None,
     "throttled": (429, "ThrottlingException"),
+    "refused": (400, "ValidationException"),
     "unavailable": (503, "ServiceUnavailableException"),
     "error": (500, "InternalServerException"),
     "cut": None,
     "silent": None,
+    "reset": None,
 }
 
 _AUTHORIZATION = re.compile(
@@ -261,10 +263,9 @@ class Bedrock:
         except Refused as refusal:
             call.status, call.refusal = refusal.status, str(refusal)
             return await self._refuse(send, refusal)
-        if behaviour.fault == "silent":
-            await disconnected(receive)
+        if behaviour.fault in ("silent", "reset"):
             call.aborted = True
-            return
+            return reset(scope) if behaviour.fault == "reset" else await disconnected(receive)
         call.aborted = True
         call.aborted = not await while_connected(receive, self._answer(scope, send, call, body, behaviour))
 

@@ -76,29 +76,37 @@ class Issuer:
 class Authority:
     """A certificate authority of one day, for servers on loopback; `pem` is its certificate."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "one day") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "one day")])
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         self._certificate = self._builder(self._name, self._key).add_extension(constraints, critical=True)
         self.pem = self._pem(self._certificate.sign(self._key, hashes.SHA256()))
 
     def vouch(self, folder: Path, name: str) -> str:
         """The path of a file with a certificate for `name` and its key (PEM), in `folder` and for its owner alone."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.DNSName(name)])
-        certificate = self._builder(subject, key).add_extension(names, critical=False).sign(self._key, hashes.SHA256())
         file = folder / f"{name}.pem"
         file.touch(mode=0o600)
+        secret = self.secret(name)
+        file.write_text(secret["tls.crt"] + secret["tls.key"])
+        return str(file)
+
+    def secret(self, *names: str, ended: bool = False) -> dict[str, str]:
+        """What a Secret has of a certificate for DNS names: tls.crt, tls.key, ca.crt. An `ended` one is too old."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+        builder = self._builder(subject, key, datetime.timedelta(days=2 if ended else 0))
+        certificate = builder.add_extension(alternatives, critical=False).sign(self._key, hashes.SHA256())
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        file.write_text(self._pem(certificate) + private.decode())
-        return str(file)
+        return {"tls.crt": self._pem(certificate), "tls.key": private.decode(), "ca.crt": self.pem}
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, ago: datetime.timedelta = datetime.timedelta()
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC) - ago
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

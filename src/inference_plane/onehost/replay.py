@@ -25,8 +25,9 @@ class ReplayEngine:
     """A context manager: one replayed engine on a loopback address, in a thread of this process.
 
     `data` is a folder with vLLM's captured `chat.sse`. `middleware` is the file of the plane's middleware, or None.
-    `metrics_port` adds a port that serves only metrics. Set `behaviour` at any time; `stop` and `start` play a pod's
-    death and return on the same address. Raises ValueError for a capture without tokens.
+    `version` is the weights', for the middleware's lines. `metrics_port` adds a port that serves only metrics; `tls` is
+    what ServerThread takes of it. Set `behaviour` at any time; `stop` and `start` play a pod's death and return on the
+    same address. Raises ValueError for a capture without tokens.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class ReplayEngine:
         max_num_queued_reqs: int = 0,
         max_model_len: int = 1024,
         middleware: str | Path | None = None,
+        version: str = "v1",
+        **tls: Any,
     ) -> None:
         self.behaviour = Behaviour()
         self.surface = Surface(
@@ -53,7 +56,11 @@ class ReplayEngine:
             knobs=knobs,
             record=True,
         )
-        self._servers = [ServerThread(load_middleware(middleware, self.surface), host, port)]
+        #: What the middleware writes to an engine's stdout: one JSON line a request.
+        self.lines: list[str] = []
+        facts = {"model": served_model_name, "model_version": version, "pod": host}
+        options = {} if middleware is None else {"report": self.lines.append, "facts": facts}
+        self._servers = [ServerThread(load_middleware(middleware, self.surface, **options), host, port, **tls)]
         if metrics_port is not None:
             self._servers.append(ServerThread(self.surface.metrics_only, host, metrics_port))
 
@@ -75,8 +82,9 @@ class ReplayEngine:
         return self.surface.requests
 
     def reset(self) -> None:
-        """Forget the requests and behave well again."""
+        """Forget the requests and their lines, and behave well again."""
         self.surface.requests.clear()
+        self.lines.clear()
         self.behaviour.update(vars(Behaviour()))
 
     def start(self) -> None:

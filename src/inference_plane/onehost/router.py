@@ -21,9 +21,10 @@ from inference_plane.checkout import ROOT
 from inference_plane.helm import Render
 
 from .processes import Process, Processes, free_port
+from .secrets import mount
 
 #: The folder under the container's working directory where each ConfigMap of the chart is mounted.
-MOUNTS = {"router-bootstrap": "bootstrap", "router-xds": "xds"}
+MOUNTS = {"router-bootstrap": "bootstrap", "router-routes": "xds", "router-clusters": "xds"}
 
 
 def local_values(*, dns_port: int, bedrock_port: int) -> dict[str, Any]:
@@ -42,6 +43,12 @@ def fallback_models(values: Mapping[str, Any]) -> frozenset[str]:
     """The Bedrock ids that a catalogue names: what the account's role may invoke."""
     models = values["global"]["models"].values()
     return frozenset(entry["fallback"]["model"] for entry in models if entry.get("fallback"))
+
+
+def xds_files(render: Render) -> dict[str, str]:
+    """The texts of routes.json and clusters.json."""
+    names = [name for name, mount in MOUNTS.items() if mount == "xds"]
+    return {file: text for name in names for file, text in render.find("ConfigMap", name)["data"].items()}
 
 
 def write_files(render: Render, folder: Path) -> None:
@@ -68,26 +75,39 @@ class Router:
     """Envoy as the chart's Deployment starts it.
 
     `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
-    variables that EKS Pod Identity injects.
+    variables that EKS Pod Identity injects. `log_path` is where its stderr goes, by default a file in `folder`.
+    `volumes` are the Secrets that are mounted beside the ConfigMaps, by the folder; a changed one is put there by
+    `secrets.mount`.
     """
 
-    def __init__(self, processes: Processes, render: Render, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        environment: Mapping[str, str],
+        log_path: Path | None = None,
+        volumes: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.folder, self._processes = folder, processes
-        self.audit_path = folder / "audit.jsonl"
+        # Apart, as the container runtime keeps them: what is written to both at once would mix within lines.
+        self.audit_path, self.log_path = folder / "audit.jsonl", log_path or folder / "envoy.log"
         write_files(render, folder)
+        for name, data in (volumes or {}).items():
+            mount(folder / name, data)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
-        ports = {
-            listener["name"]: listener["address"]["socket_address"]["port_value"]
-            for listener in bootstrap["static_resources"]["listeners"]
-        }
-        self.url = f"http://127.0.0.1:{ports['plane']}"
+        listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
+        ports = {name: listener["address"]["socket_address"]["port_value"] for name, listener in listeners.items()}
+        scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
+        self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
         self.status_url = f"http://127.0.0.1:{ports['status']}"
         self._containers = containers(render)
         self.process: Process = processes.start(
             "envoy",
             [shutil.which("envoy") or "envoy", *self._containers["envoy"]["args"]],
             env={"PATH": os.environ["PATH"], **environment},
-            log_path=self.audit_path,
+            log_path=self.log_path,
+            output_path=self.audit_path,
             cwd=folder,
             ready=f"{self.status_url}/ready",
         )
@@ -109,10 +129,15 @@ class Router:
         """Puts a changed render in place, as the kubelet does; Envoy reads routes and clusters again by itself."""
         write_files(render, self.folder)
 
-    def audit(self) -> list[dict[str, Any]]:
-        """The audit lines so far; Envoy writes them some milliseconds after a request's end."""
-        lines = self.audit_path.read_text(errors="replace").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+    def audit(self, kind: str = "end") -> list[dict[str, Any]]:
+        """The audit lines of a type so far; Envoy writes those of type `end` some time after a request's end."""
+        path = self.audit_path if kind == "end" else self.log_path
+        lines = path.read_text(errors="replace").splitlines()
+        return [line for line in (json.loads(line) for line in lines if line.startswith("{")) if line["type"] == kind]
+
+    def logged(self) -> str:
+        """All that this Envoy has written so far."""
+        return "".join(path.read_text(errors="replace") for path in (self.log_path, self.audit_path))
 
     def admin(self, path: str) -> str:
         """What Envoy's admin interface answers to a GET. Raises OSError where it is not there."""
@@ -127,6 +152,11 @@ class Router:
         with contextlib.closing(connection):
             connection.request("GET", path)
             return connection.getresponse().read().decode()
+
+    def runtime(self, prefix: str) -> dict[str, str]:
+        """The values of Envoy's runtime keys that begin so, which the policy service sets."""
+        entries = json.loads(self.admin("/runtime?format=json"))["entries"]
+        return {key: entry["final_value"] for key, entry in entries.items() if key.startswith(prefix)}
 
     def stats(self, names: Iterable[str]) -> dict[str, int]:
         """Counters and gauges by their full names; one that Envoy does not have is 0."""

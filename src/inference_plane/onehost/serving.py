@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import socket
@@ -11,9 +12,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
+import watchfiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Scope = MutableMapping[str, Any]
@@ -34,7 +37,9 @@ class ServerThread:
     """A context manager that serves `app` on `host`:`port` (0: a free one) until it is stopped.
 
     It may be started and stopped again and again on the same address; a stopped one refuses connections, as a dead pod
-    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on. Raises OSError where the address is taken.
+    on a live node does. `certfile` and `keyfile` (PEM) switch TLS on; with `refresh` they are read again when they
+    change, as vLLM does it with --enable-ssl-refresh. `date_header=False` leaves that header to `app`. Raises OSError
+    where the address is taken.
     """
 
     def __init__(
@@ -45,8 +50,11 @@ class ServerThread:
         *,
         certfile: str | None = None,
         keyfile: str | None = None,
+        refresh: bool = False,
+        date_header: bool = True,
     ) -> None:
         self.app, self.host, self.port = app, host, port
+        self._refresh, self._date_header = refresh, date_header
         self._tls = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -80,6 +88,7 @@ class ServerThread:
                 access_log=False,
                 timeout_graceful_shutdown=2,
                 timeout_keep_alive=600,
+                date_header=self._date_header,
                 **self._tls,
             )
         )
@@ -87,7 +96,10 @@ class ServerThread:
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
+            watch = asyncio.create_task(self._follow(server)) if self._refresh else None
             await server.serve(sockets=[listener])
+            if watch:
+                watch.cancel()
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), name=f"serve {self.url}", daemon=True)
         self._thread.start()
@@ -96,6 +108,13 @@ class ServerThread:
                 listener.close()
                 raise RuntimeError(f"the server at {self.url} ended while it started; its log has the reason")
             time.sleep(0.005)
+
+    async def _follow(self, server: uvicorn.Server) -> None:
+        """Read the certificate again whenever one of its files changes; a pair that does not fit is passed over."""
+        files = self._tls["ssl_certfile"], self._tls["ssl_keyfile"]
+        async for _ in watchfiles.awatch(*files):
+            with contextlib.suppress(OSError):  # ssl.SSLError is one
+                server.config.ssl.load_cert_chain(*files)
 
     def stop(self) -> None:
         """Stop listening and cut open connections. Stopping a stopped one is no error."""
@@ -121,11 +140,12 @@ class ServerThread:
         self.stop()
 
 
-def load_middleware(path: str | Path | None, app: App) -> App:
+def load_middleware(path: str | Path | None, app: App, **options: Any) -> App:
     """`app` wrapped in the class `PlaneMiddleware` of the Python file at `path`, or `app` itself where that is None.
 
-    The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises ValueError where there
-    is no such file or class.
+    `options` are the class's own. As Starlette does, which vLLM's server is, each scope names the application, and its
+    state the engine. The file is loaded by its path, as `vllm serve --middleware` would by a module's name. Raises
+    ValueError where there is no such file or class.
     """
     if path is None:
         return app
@@ -137,7 +157,13 @@ def load_middleware(path: str | Path | None, app: App) -> App:
     spec.loader.exec_module(module)
     if not hasattr(module, "PlaneMiddleware"):
         raise ValueError(f"middleware {path}: it has no class PlaneMiddleware, which takes the application as `app`")
-    return module.PlaneMiddleware(app=app)
+    middleware = module.PlaneMiddleware(app=app, **options)
+    named = SimpleNamespace(state=SimpleNamespace(engine_client=app))
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await middleware({**scope, "app": named}, receive, send)
+
+    return served
 
 
 def control_app(get: Callable[[], Mapping[str, Any]], update: Callable[[Mapping[str, Any]], None]) -> App:

@@ -5,7 +5,8 @@ text completion shape and the validation order follow its source. What matters t
 status and headers leave before its first token, `max_num_seqs` requests run while others wait in order, running plus
 waiting never pass `max_num_queued_reqs`, and a client that goes away frees its place at once.
 
-Left out: embeddings, responses, tool parsing, `n > 1`, priorities, and every metric that is not listed in `metrics`.
+Embeddings are canned numbers, one token a word. Left out: responses, tool parsing, priorities, lists of prompts, and
+every metric that is not listed in `metrics`.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ TTFT_BUCKETS = (
     640.0,
     2560.0,
 )
+
+ENDPOINTS = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl", "/v1/embeddings": "embd"}
 
 FINGERPRINT = "vllm-0.32.0-44a799e5"
 
@@ -217,6 +220,25 @@ class Queue:
 
 
 @dataclass
+class SequenceStats:
+    """As RequestStateStats of vLLM 0.32."""
+
+    num_generation_tokens: int = 0
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One running sequence, under the names of vLLM 0.32's RequestState, which the plane's middleware reads."""
+
+    external_req_id: str
+    prompt_len: int = 0
+    is_prefilling: bool = True
+    num_cached_tokens: int = 0
+    parent_req: None = None
+    stats: SequenceStats = field(default_factory=SequenceStats)
+
+
+@dataclass
 class Counters:
     """What /metrics adds up."""
 
@@ -258,7 +280,12 @@ class Surface:
         self._knobs = knobs
         self._record = record
         self._created = int(time.time())
-        self._held_tokens: dict[int, int] = {}
+        self.request_states: dict[str, Sequence] = {}
+
+    @property
+    def output_processor(self) -> Surface:
+        """Where vLLM's engine client keeps `request_states`."""
+        return self
 
     def state(self) -> dict[str, Any]:
         """What the control interface shows."""
@@ -273,8 +300,8 @@ class Surface:
         elif fault == "silent":
             await read_body(receive)
             await disconnected(receive)
-        elif path in ("/v1/chat/completions", "/v1/completions") and scope["method"] == "POST":
-            await self._inference(scope, receive, send, chat=path == "/v1/chat/completions")
+        elif path in ENDPOINTS and scope["method"] == "POST":
+            await self._inference(scope, receive, send, ENDPOINTS[path])
         elif path == "/health":
             await send_json(send, 503 if fault == "dead" else 200, b"")
         elif path == "/metrics":
@@ -291,7 +318,7 @@ class Surface:
         elif scope["type"] == "http":
             await send_json(send, 404, _error(404, "Not Found", "NotFoundError"))
 
-    async def _inference(self, scope: Scope, receive: Receive, send: Send, chat: bool) -> None:
+    async def _inference(self, scope: Scope, receive: Receive, send: Send, kind: str) -> None:
         raw = await read_body(receive)
         if raw is None:
             return
@@ -324,33 +351,39 @@ class Surface:
             self.counters.rejections += 1
             return await refuse(503, OVERLOADED)
         with self.queue.place() as run:
-            answer = _Answer(self, scope, send, received, body, chat, behaviour, reply, request_id)
-            work = answer.stream(run) if body.get("stream") else answer.whole(run)
+            answer = _Answer(self, scope, send, received, body, kind, behaviour, reply, request_id)
+            if kind == "embd":
+                work = answer.embedding(run)
+            else:
+                work = answer.stream(run) if body.get("stream") else answer.whole(run)
             received.aborted = True  # until it is done: a middleware may cancel it too
             try:
                 received.aborted = not await while_connected(receive, work, lambda: answer.complete)
             finally:
-                self._held_tokens.pop(id(received), None)
+                answer.forget()
                 if received.aborted:
                     self.counters.finished["abort"] += 1
                 received.finished = True
 
-    def count(self, received: Received, piece: Piece, started: float) -> None:
-        """Account one piece."""
-        if not received.prompt_tokens:
+    def count(self, received: Received, sequence: Sequence, piece: Piece, started: float) -> None:
+        """Account one piece. As in vLLM each sequence counts its own prompt, once it has a token."""
+        if sequence.is_prefilling:
             self.counters.first_tokens.append(time.monotonic() - started)
             self.counters.prompt_tokens += piece.prompt_tokens
-            received.prompt_tokens = piece.prompt_tokens
-        self.counters.generation_tokens += piece.completion_tokens - received.completion_tokens
-        received.completion_tokens = piece.completion_tokens
-        self._held_tokens[id(received)] = piece.prompt_tokens + piece.completion_tokens
+            received.prompt_tokens = sequence.prompt_len = piece.prompt_tokens
+            sequence.is_prefilling = False
+        new = piece.completion_tokens - sequence.stats.num_generation_tokens
+        self.counters.generation_tokens += new
+        received.completion_tokens += new
+        sequence.stats.num_generation_tokens += new
 
     def metrics(self) -> str:
         """The Prometheus text of /metrics: the gauges and counters below, named and labelled as vLLM does."""
         queue, counters = self.queue, self.counters
         usage = self.kv_cache_usage
         if usage is None:
-            usage = min(1.0, sum(self._held_tokens.values()) / (queue.max_num_seqs * self.max_model_len))
+            held = sum(s.prompt_len + s.stats.num_generation_tokens for s in list(self.request_states.values()))
+            usage = min(1.0, held / (queue.max_num_seqs * self.max_model_len))
         model = f'model_name="{self.name}"'
         labels = f'engine="0",{model}'
         lines: list[str] = []
@@ -439,28 +472,63 @@ class _Answer:
     send: Send
     received: Received
     body: Mapping[str, Any]
-    chat: bool
+    kind: str
     behaviour: Behaviour
     headers: Mapping[str, str]
     request_id: str
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     complete: bool = False
+    cut: bool = False
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Pieces as they come, with the simulated delays before them."""
+    def __post_init__(self) -> None:
+        external = f"{self.kind}-{self.request_id}"
+        self.sequences = [Sequence(external) for _ in range(self.body.get("n") or 1)]
+        states = {f"{index}_{external}": sequence for index, sequence in enumerate(self.sequences)}
+        self.surface.request_states.update(states)
+
+    @property
+    def chat(self) -> bool:
+        return self.kind == "chatcmpl"
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Of all sequences, with the prompt once."""
+        return _usage(self.received.prompt_tokens, sum(s.stats.num_generation_tokens for s in self.sequences))
+
+    def forget(self) -> None:
+        """The engine knows no more of these sequences; whoever holds them still sees what they counted."""
+        for index, sequence in enumerate(self.sequences):
+            self.surface.request_states.pop(f"{index}_{sequence.external_req_id}", None)
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Pieces as they come, of each sequence in turn, with the simulated delays before them."""
         behaviour = self.behaviour
         await asyncio.sleep(behaviour.first_token_delay)
-        async with contextlib.aclosing(self.surface.generate(self.body, self.chat, behaviour)) as generated:
+        async with contextlib.AsyncExitStack() as stack:
+            running = {}
+            for index in range(len(self.sequences)):
+                generated = self.surface.generate(self.body, self.chat, behaviour)
+                running[index] = await stack.enter_async_context(contextlib.aclosing(generated))
             first = True
-            async for piece in generated:
+            while running:
                 if not first:
                     await asyncio.sleep(behaviour.token_delay)
                 first = False
-                self.surface.count(self.received, piece, self.started)
-                yield piece
-                if piece.finish_reason:
-                    self.surface.counters.finished[piece.finish_reason] += 1
+                for index, generated in list(running.items()):
+                    if (piece := await anext(generated, None)) is None:
+                        del running[index]
+                        continue
+                    if behaviour.fault == "cut" and self.body.get("stream") and piece.completion_tokens > 2:
+                        self.cut = True
+                        reset(self.scope)
+                        await asyncio.sleep(0)  # the server notices
+                        return
+                    self.surface.count(self.received, self.sequences[index], piece, self.started)
+                    yield index, piece
+                    if piece.finish_reason:
+                        self.surface.counters.finished[piece.finish_reason] += 1
+                        del running[index]
 
     async def stream(self, run: Any) -> None:
         """Headers first, then a place, then tokens: vLLM answers 200 before it knows when the first token comes."""
@@ -476,68 +544,82 @@ class _Answer:
                 except GenerationError as error:
                     self.surface.counters.finished["error"] += 1
                     await send_event(send, error.body)
+        if self.cut:
+            return
         await send_event(send, "[DONE]")
         self.complete = True
         await send_end(send)
 
     async def _events(self) -> None:
-        options = self.body.get("stream_options") or {}
-        continuous = bool(options.get("continuous_usage_stats"))
-        piece, first = None, True
+        started = False
         async with contextlib.aclosing(self.pieces()) as pieces:
-            async for piece in pieces:
-                if self.behaviour.fault == "cut" and piece.completion_tokens > 2:
-                    reset(self.scope)
-                    return
-                if first and self.chat:
-                    await self._role(piece.prompt_tokens if continuous else None)
-                first = False
-                await send_event(self.send, self._chunk(piece, continuous))
-        if piece is not None:
-            await send_event(
-                self.send,
-                {
-                    **self._head("chat.completion.chunk"),
-                    "choices": [],
-                    "usage": _usage(piece.prompt_tokens, piece.completion_tokens),
-                    "system_fingerprint": FINGERPRINT,
-                },
-            )
+            async for index, piece in pieces:
+                if not started and self.chat:
+                    for each in range(len(self.sequences)):
+                        await self._role(each, piece.prompt_tokens)
+                started = True
+                await send_event(self.send, self._chunk(index, piece))
+        if started and not self.cut:
+            last = {"choices": [], "usage": self.usage, "system_fingerprint": FINGERPRINT}
+            await send_event(self.send, {**self._head("chat.completion.chunk"), **last})
 
-    async def _role(self, prompt_tokens: int | None) -> None:
+    async def _role(self, index: int, prompt_tokens: int) -> None:
+        choice = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
         await send_event(
             self.send,
             {
                 **self._head("chat.completion.chunk"),
-                "choices": [
-                    {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-                ],
-                **({} if prompt_tokens is None else {"usage": _usage(prompt_tokens, 0, details=True)}),
+                "choices": [choice],
+                "usage": _usage(prompt_tokens, 0, details=True),
                 "prompt_token_ids": None,
                 "prompt_text": None,
             },
         )
 
-    def _chunk(self, piece: Piece, continuous: bool) -> dict[str, Any]:
+    def _chunk(self, index: int, piece: Piece) -> dict[str, Any]:
+        """With the usage of its own choice so far, as --enable-force-include-usage puts it into each chunk."""
         text = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         stop = {"stop_reason": None} if piece.finish_reason else {}
-        return {
-            **self._head("chat.completion.chunk"),
-            "choices": [
-                {"index": 0, **text, "logprobs": None, "finish_reason": piece.finish_reason, **stop, "token_ids": None}
-            ],
-            **({"usage": _usage(piece.prompt_tokens, piece.completion_tokens, details=True)} if continuous else {}),
+        choice = {
+            "index": index,
+            **text,
+            "logprobs": None,
+            "finish_reason": piece.finish_reason,
+            **stop,
+            "token_ids": None,
         }
+        usage = _usage(piece.prompt_tokens, piece.completion_tokens, details=True)
+        return {**self._head("chat.completion.chunk"), "choices": [choice], "usage": usage}
+
+    async def embedding(self, run: Any) -> None:
+        """A vector for each input, in one piece."""
+        inputs = self.body.get("input")
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        async with run():
+            await asyncio.sleep(self.behaviour.first_token_delay + self.behaviour.answer_delay)
+            tokens = sum(len(str(text).split()) for text in inputs)
+            self.surface.count(self.received, self.sequences[0], Piece("", tokens, 0), self.started)
+            self.surface.counters.finished["stop"] += 1
+        data = [{"index": i, "object": "embedding", "embedding": [0.25, -0.5]} for i in range(len(inputs))]
+        self.received.status, self.complete = 200, True
+        usage = {**_usage(tokens, 0), "prompt_tokens_details": None}
+        head = {**self._head("list"), "id": f"embd-{self.request_id}"}
+        await send_json(self.send, 200, {**head, "data": data, "usage": usage}, self.headers)
 
     async def whole(self, run: Any) -> None:
         """The reply at once, when it is complete."""
-        text, piece = "", None
+        texts: dict[int, list[Piece]] = {}
         try:
             async with run(), contextlib.aclosing(self.pieces()) as pieces:
                 await asyncio.sleep(self.behaviour.answer_delay)
-                async for piece in pieces:
-                    text += piece.text
-            if piece is None:
+                async for index, piece in pieces:
+                    texts.setdefault(index, []).append(piece)
+            if not texts:
                 raise GenerationError(500, _error(500, "the generation ended without a token", "InternalServerError"))
         except GenerationError as error:
             self.received.status = error.status
@@ -545,6 +627,29 @@ class _Answer:
             self.complete = True
             return await send_json(self.send, error.status, error.body, self.headers)
         self.received.status = 200
+        self.complete = True
+        choices = [self._choice(index, pieces) for index, pieces in sorted(texts.items())]
+        await send_json(
+            self.send,
+            200,
+            {
+                **self._head("chat.completion"),
+                "choices": choices,
+                "service_tier": None,
+                "system_fingerprint": FINGERPRINT,
+                "usage": {**self.usage, "prompt_tokens_details": None, "completion_tokens_details": None},
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "prompt_text": None,
+                "kv_transfer_params": None,
+                "ec_transfer_params": None,
+                "metrics": None,
+            },
+            self.headers,
+        )
+
+    def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
         content = (
             {
                 "message": {
@@ -560,45 +665,20 @@ class _Answer:
             if self.chat
             else {"text": text}
         )
-        self.complete = True
-        await send_json(
-            self.send,
-            200,
-            {
-                **self._head("chat.completion"),
-                "choices": [
-                    {
-                        "index": 0,
-                        **content,
-                        "logprobs": None,
-                        "finish_reason": piece.finish_reason,
-                        "stop_reason": None,
-                        "token_ids": None,
-                        "routed_experts": None,
-                    }
-                ],
-                "service_tier": None,
-                "system_fingerprint": FINGERPRINT,
-                "usage": {
-                    **_usage(piece.prompt_tokens, piece.completion_tokens),
-                    "prompt_tokens_details": None,
-                    "completion_tokens_details": None,
-                },
-                "prompt_logprobs": None,
-                "prompt_token_ids": None,
-                "prompt_text": None,
-                "kv_transfer_params": None,
-                "ec_transfer_params": None,
-                "metrics": None,
-            },
-            self.headers,
-        )
+        return {
+            "index": index,
+            **content,
+            "logprobs": None,
+            "finish_reason": pieces[-1].finish_reason,
+            "stop_reason": None,
+            "token_ids": None,
+            "routed_experts": None,
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
-        kind, prefix = (kind, "chatcmpl") if self.chat else ("text_completion", "cmpl")
         return {
-            "id": f"{prefix}-{self.request_id}",
-            "object": kind,
+            "id": f"{self.kind}-{self.request_id}",
+            "object": "text_completion" if self.kind == "cmpl" else kind,
             "created": self.created,
             "model": self.surface.name,
         }

@@ -33,6 +33,8 @@ TOOLS = {
     "ct": Tool("github.com/helm/chart-testing/v3/ct", "a minute"),
     # Rules need no service discovery, which is most of what there would be to compile.
     "promtool": Tool("github.com/prometheus/prometheus/cmd/promtool", "four minutes", tags="remove_all_sd"),
+    # Counts token budgets; no registry of packages carries it.
+    "ratelimit": Tool("github.com/envoyproxy/ratelimit/src/service_cmd", "a minute"),
 }
 
 
@@ -57,7 +59,7 @@ def build(name: str, cache: Path = crds.CACHE) -> Path:
     with tempfile.TemporaryDirectory(dir=binary.parent) as folder:
         flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", f"-tags={tool.tags}", "-ldflags=-s -w"]
         done = crds.run(
-            [crds.go(cache), "build", *flags, "-o", folder, tool.package],
+            [crds.go(cache), "build", *flags, "-o", str(Path(folder) / name), tool.package],
             f"building {name} from its Go module, about {tool.takes}, once",
             cwd=PINS / name,
             env=os.environ | {"GOFLAGS": "", "GOTOOLCHAIN": "local", "GOWORK": "off", "CGO_ENABLED": "0"},

@@ -3,6 +3,7 @@
 --   x-plane-target       the Bedrock model id
 --   x-plane-authority    the Bedrock host (header_mutation itself may not set :authority)
 --   x-plane-target-keys  further body keys that this target takes, comma-separated (optional)
+-- Before a prompt leaves, a line of type `bedrock` is written (lines.lua). Where that fails it does not leave: 500.
 -- Reply headers: x-plane-prompt-tokens, x-plane-completion-tokens, x-plane-cached-tokens (of non-streamed replies).
 --
 -- Body keys that leave: those that AWS documents for its OpenAI models (model-parameters-openai: messages,
@@ -20,6 +21,8 @@ local KEPT_HEADERS = {
   ["content-type"] = true, accept = true, ["content-length"] = true, ["user-agent"] = true,
   ["x-request-id"] = true,  -- made by the router, never the client's; the audit line and the reply need it
 }
+-- What an engine needs of the request as it came, should a try of the fleet follow: restore.lua.
+local RESTORED = {":path", ":authority", "content-length", "x-plane-stream", "x-plane-model"}
 local OWN_KEYS = {model = true, stream_options = true}  -- written here, never copied
 local REPLY_HEADERS = {prompt_tokens = "x-plane-prompt-tokens", completion_tokens = "x-plane-completion-tokens"}
 
@@ -59,6 +62,14 @@ local function refuse(h, status, kind, message)
   h:respond({[":status"] = status, ["content-type"] = "application/json", ["x-plane-refused"] = message}, body)
 end
 
+local function keep(h, headers)
+  local metadata = h:streamInfo():dynamicMetadata()
+  for _, name in ipairs(RESTORED) do
+    local original = headers:get(name)
+    if original then metadata:set("bedrock", name, original) end
+  end
+end
+
 -- Prepares the request; returns a key of REFUSALS where its body cannot be read.
 local function prepare(h)
   local headers = h:headers()
@@ -70,8 +81,13 @@ local function prepare(h)
   if not body then return "no_body" end
   local text, reason = rewrite(body:getBytes(0, body:length()), target, allowed_keys(more))
   if not text then return reason end
+  keep(h, h:headers())  -- before setBytes, which changes content-length
   local length = body:setBytes(text)
   headers = h:headers()  -- Envoy: a header object does not outlive the wait for a body
+  assert(write_line(h, "bedrock", headers:get("x-request-id"), string.format(
+    '"model":%s,"model_version":%s,"backend":"bedrock","attempt":%s,"request_bytes":%d',
+    quoted(headers:get("x-plane-model")), quoted(target), headers:get("x-envoy-attempt-count") or "null", length)),
+    "its audit line cannot be written")
   remove_headers(headers, function(name) return not KEPT_HEADERS[name] end)
   headers:replace(":path", PATH)
   headers:replace(":authority", authority)

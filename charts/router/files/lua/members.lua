@@ -18,8 +18,10 @@ local REFUSALS = {
   include_usage_twice = "`include_usage` stands twice in `stream_options`",
   model_missing = "the body has no top-level `model`",
   model_form = "`model` must be a string of at most 128 letters, digits and . _ : / - without escapes",
+  two_models = "the path and the body name two models",
   stream_form = "`stream` must be true, false or null",
   stream_options_form = "`stream_options` must be one JSON object or null",
+  stored = "`previous_response_id`, `conversation` and `background` need a stored response, and nothing is stored here",
   include_usage_form = "`stream_options.include_usage` must be true, false or null",
 }
 

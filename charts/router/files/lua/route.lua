@@ -3,7 +3,9 @@
 --   x-plane-stream   `usage`: a stream whose client asked for its usage; `plain`: any other stream
 --   x-plane-refused  one message of REFUSALS, for a 400
 --   x-residency      the tighter of the client's and its token's; unknown, malformed or repeated, either is tightest
--- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body.
+-- Before a prompt goes on, its start line is written (lines.lua). Where that fails it goes nowhere: 503.
+-- The path form /<model>/v1/... is rewritten to /v1/... and needs no `model` in the body. The filter context of the
+-- routes says as name/NAME of which model that is a further name.
 local UNIQUE = {model = true, stream = true, stream_options = true}
 local UNIQUE_OPTIONS = {include_usage = true}
 local RESIDENCIES, TIGHTEST = {cluster = 1, region = 2, geography = 3, anywhere = 4}, "cluster"
@@ -42,20 +44,37 @@ local function stream_kind(text, by_key)
   return usage and "usage" or "plain"
 end
 
--- Model and kind of stream of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model of the path form,
--- whose bodies are scanned too: a search for "stream" first costs more than the scan that it could spare.
-local function read_body(text, by_path)
+-- The model of a name, which may be one of its further names.
+local function meant(context, name)
+  return context:get("name/" .. name) or name
+end
+
+-- Model, kind of stream, nil and the members of a request body, or nil, nil and a key of REFUSALS. `by_path`: the model
+-- of the path form, whose body may name none (an engine takes null for that) and no other one: of the two one may be a
+-- model whose prompts stay, which Amazon Bedrock would never notice. `context`: the filter context, needed with `by_path`.
+local function read_body(text, by_path, context)
   local list, found = members(text, UNIQUE)
   if not list then return nil, nil, found end
-  local model = by_path
-  if not model then
-    if not found.model then return nil, nil, "model_missing" end
-    model = match(value(text, found.model), '^"(.*)"$')
+  local model = value(text, found.model)
+  if model and not (by_path and model == "null") then
+    model = match(model, '^"(.*)"$')
     if not model or not is_model(model) then return nil, nil, "model_form" end
+    if by_path and meant(context, model) ~= meant(context, by_path) then return nil, nil, "two_models" end
+  elseif not by_path then
+    return nil, nil, "model_missing"
   end
   local stream, reason = stream_kind(text, found)
   if stream == nil then return nil, nil, reason end
-  return model, stream
+  return by_path or model, stream, nil, found
+end
+
+-- A key of REFUSALS for a body of /v1/responses that needs what another request left in one engine; nil for any other.
+-- A flag that is no literal counts, as engines may take it for true.
+local function stored(text, found)
+  for _, name in ipairs({"previous_response_id", "conversation"}) do
+    if (value(text, found[name]) or "null") ~= "null" then return "stored" end
+  end
+  return flag(text, found.background) ~= false and "stored" or nil
 end
 
 -- The tighter of two residencies, either of which may be absent; nil where both are.
@@ -65,11 +84,38 @@ local function tighter(one, other)
   return RESIDENCIES[one] < RESIDENCIES[other] and one or other
 end
 
+-- Whether the start line is written: who asks for what with how many bytes, and how far the prompt may travel by the
+-- caller's own words.
+local function write_start(h, request_id, caller, model, residency, bytes)
+  return write_line(
+    h, "start", request_id,
+    '"team":' .. quoted(caller.team) .. ',"cost_center":' .. quoted(caller.cost_center)
+    .. ',"subject":' .. quoted(caller.subject) .. ',"requested_model":' .. quoted(model)
+    .. ',"requested_residency":' .. quoted(residency) .. ',"request_bytes":' .. bytes)
+end
+
+-- Says in metadata which budgets of the caller's team a request is charged to, and how much at admission: an estimate
+-- of its prompt, for a body of so many bytes. Nothing where the team has no budget that this model counts for.
+--   inference-plane: budget_team, budget_model  the keys of the budgets; absent where there is none
+--   inference-plane: budget_estimate            in tokens
+--   inference-plane: unlimited                  the limit of a charge, which is no question
+local function charge(h, caller, model, bytes)
+  local budget = caller and caller.budget
+  local of_model = budget and budget.models and budget.models[model]
+  if not budget or not (budget.whole or of_model) then return end
+  local metadata = h:streamInfo():dynamicMetadata()
+  if budget.whole then metadata:set("inference-plane", "budget_team", caller.team) end
+  if of_model then metadata:set("inference-plane", "budget_model", of_model) end
+  metadata:set("inference-plane", "budget_estimate", math.ceil(bytes / budget.bytes_per_token))
+  metadata:set("inference-plane", "unlimited", {requests_per_unit = 4294967295, unit = "MINUTE"})
+end
+
 function envoy_on_request(h)
   local headers = h:headers()
   local caller = h:streamInfo():dynamicMetadata():get("inference-plane")  -- of identity.lua
   local residency = tighter(headers:get("x-residency"), caller and caller.token_residency)
   if residency then headers:replace("x-residency", residency) end
+  local request_id = headers:get("x-request-id")
   local path, method = headers:get(":path") or "", headers:get(":method")
   local by_path, rest = match(path, "^/([^/?]+)(/v1/.*)$")
   if by_path and is_label(by_path) then
@@ -87,7 +133,17 @@ function envoy_on_request(h)
     elseif encoding and string.lower(encoding) ~= "identity" then
       reason = "compressed"
     else
-      model, stream, reason = read_body(body:getBytes(0, body:length()), by_path)
+      local text, found = body:getBytes(0, body:length()), nil
+      model, stream, reason, found = read_body(text, by_path, by_path and h:filterContext())
+      if not reason and find(path, "^/v1/responses") then reason = stored(text, found) end
+      if not reason then
+        if not write_start(h, request_id, caller or {}, model, residency, body:length()) then
+          h:headers():replace("x-plane-refused", "the router cannot write its audit log")
+          return h:respond({[":status"] = "503"})
+        end
+        charge(h, caller, model, body:length())
+        mark_affinity(h, model, text, found)
+      end
     end
   elseif method == "GET" and not by_path then
     local id = match(path, "^/v1/models/([^?]+)")
@@ -101,5 +157,5 @@ function envoy_on_request(h)
     headers:replace("x-plane-model", model)
   end
   if stream and not reason then headers:replace("x-plane-stream", stream) end
-  if reason or model or by_path then h:clearRouteCache() end
+  if reason or model or by_path or caller then h:clearRouteCache() end
 end

@@ -1,10 +1,10 @@
-"""Seeded bodies for the fuzz tests: valid chat completions, and the same after a few random edits."""
+"""Seeded bodies for fuzz tests: valid chat completions, and the same after a few random edits."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 PIECES = [
     *(bytes([b]) for b in b'"\\{}[]:, \t\r\n\x00\x0b\x1f\x7f\xff/\'0-'),
@@ -35,11 +35,14 @@ def value(random_: random.Random, depth: int = 0) -> object:
     return {random_.choice(keys): value(random_, depth + 1) for _ in range(random_.randrange(4))}
 
 
-def valid(random_: random.Random) -> bytes:
-    """A JSON object such as a client sends, its members in any order, some of them odd."""
+MODELS = ("a", "clinical-summary", "org/name:7b", "openai.gpt-oss-120b-1:0")
+
+
+def valid(random_: random.Random, models: Sequence[str] = MODELS, prompt: str = "") -> bytes:
+    """A JSON object such as a client sends, its members in any order, some of them odd; `prompt` is in each message."""
     body = {
-        "model": random_.choice(["a", "clinical-summary", "org/name:7b", "openai.gpt-oss-120b-1:0"]),
-        "messages": [{"role": "user", "content": random_.choice(TEXTS)} for _ in range(random_.randrange(3))],
+        "model": random_.choice(models),
+        "messages": [{"role": "user", "content": prompt + random_.choice(TEXTS)} for _ in range(random_.randrange(3))],
     }
     if random_.random() < 0.7:
         body["stream"] = random_.choice([True, True, False, None])
@@ -56,9 +59,12 @@ def valid(random_: random.Random) -> bytes:
     return random_.choice(["", " ", "\r\n"]).encode() + text.encode() + random_.choice([b"", b"\n", b" \t"])
 
 
-def mutated(random_: random.Random) -> bytes:
-    """A valid body after one to four edits: pieces inserted, bytes replaced, slices cut, repeated, re-encoded."""
-    body = valid(random_)
+def mutated(random_: random.Random, models: Sequence[str] = MODELS, prompt: str = "") -> bytes:
+    """A valid body after one to four edits: pieces inserted, bytes replaced, slices cut, repeated, re-encoded.
+
+    The model `evil` of the inserted pieces is one of `models` where those are given.
+    """
+    body = valid(random_, models, prompt)
     for _ in range(random_.randrange(1, 5)):
         at, to = sorted((random_.randrange(len(body) + 1), random_.randrange(len(body) + 1)))
         to = min(to, at + random_.choice([1, 2, 8, 40]))
@@ -77,7 +83,7 @@ def mutated(random_: random.Random) -> bytes:
             body = body.replace(b",", b"," + random_.choice(PIECES) + b",", 1)
         elif random_.random() < 0.1:
             body = body[:at] if random_.random() < 0.7 else body.decode("utf-8", "replace").encode("utf-16-le")
-    return body
+    return body if models is MODELS else body.replace(b'"evil"', b'"%s"' % random_.choice(models).encode())
 
 
 def bodies(seed: int, count: int) -> Iterator[bytes]:

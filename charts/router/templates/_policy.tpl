@@ -1,0 +1,73 @@
+{{/*
+The policy service, and how the routers ask it. Its configuration says what to read of each model; what it may decide
+stands in the routes.
+*/}}
+
+{{/* "true" where there is something to decide: a model with a fallback. */}}
+{{- define "router.policyServes" -}}
+{{- if and .Values.policy.enabled (include "plane.models" . | fromJson | include "plane.fallsBack") -}}true{{- end -}}
+{{- end -}}
+
+{{- define "router.policyLabels" -}}
+{{ include "plane.labels" (dict "root" $ "component" "policy" "name" "router-policy") }}
+{{- end -}}
+
+{{- define "router.policySelector" -}}
+{{ include "plane.selectorLabels" (dict "component" "policy" "name" "router-policy") }}
+{{- end -}}
+
+{{/* Where the routers ask. */}}
+{{- define "router.policyCluster" -}}
+name: policy
+connect_timeout: 1s
+cluster_type: {{ include "router.dnsClusterType" . | nindent 2 }}
+load_assignment:
+  cluster_name: policy
+  endpoints:
+    - lb_endpoints:
+        - endpoint:
+            address:
+              socket_address:
+                address: router-policy.{{ .Release.Namespace }}.svc.{{ .Values.global.clusterDomain }}
+                port_value: {{ .Values.policy.port }}
+{{- end -}}
+
+{{/* The namespaces where it looks at pods and endpoints: the models' and the router's, as a JSON list. */}}
+{{- define "router.policyNamespaces" -}}
+{{- $namespaces := list .Release.Namespace -}}
+{{- range include "plane.models" . | fromJson }}{{ $namespaces = append $namespaces .namespace }}{{ end -}}
+{{- $namespaces | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* What the service reads, as inference_plane.policy describes it. Models without a fallback have a demand alone. */}}
+{{- define "router.policyConfig" -}}
+{{- $models := dict -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- $fleets := list -}}
+{{- $deployments := list -}}
+{{- range $fleet, $entry := include "plane.fleets" (dict $name $model) | fromJson -}}
+{{- $fleets = append $fleets $fleet -}}
+{{- $deployments = append $deployments (include "plane.engineDeployment" $entry) -}}
+{{- end -}}
+{{- $entry := dict
+      "namespace" $model.namespace
+      "fleets" $fleets
+      "deployments" $deployments
+      "metricsPort" (include "plane.engineMetricsPort" $ | int)
+      "fallback" (not (empty $model.fallback))
+      "minReplicas" (int $model.replicas.min)
+      "maxReplicas" (int $model.replicas.max)
+      "requestsPerReplica" (add $model.maxNumSeqs $model.maxQueuedRequests) -}}
+{{- with $model.firstTokenBudget -}}
+{{- $_ := set $entry "firstTokenBudgetMs" (include "plane.milliseconds" . | int) -}}
+{{- end -}}
+{{- $_ := set $models $name $entry -}}
+{{- end -}}
+{{- dict
+      "listen" (dict "address" "0.0.0.0" "port" (int .Values.policy.port))
+      "namespace" .Release.Namespace
+      "lease" (dict "name" "router-policy")
+      "routers" (dict "namespace" .Release.Namespace "service" "router" "port" (int .Values.status.port))
+      "tuning" .Values.policy.tuning
+      "models" $models | toJson -}}
+{{- end -}}
