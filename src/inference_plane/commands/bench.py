@@ -24,7 +24,7 @@ examples:
   scripts/bench router --seconds 0.5    a quick look
   scripts/bench router --costs          what each thing in it costs: a quarter of an hour
   scripts/bench router --peers          also vllm-router and LiteLLM, and first-token times: six minutes
-  scripts/bench router --peers --full   more sizes and connections, JSON and streams: half an hour
+  scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
 
