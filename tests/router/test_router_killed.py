@@ -72,7 +72,9 @@ def test_a_killed_envoy_leaves_a_line_of_all_that_it_sent(
     told.read(line for engine in engines for line in engine.lines)
     report = usage.report(told)
     assert report.lost.total() == len(lost) and report.lost["bedrock"] == len(lost & set(leaves))
-    assert report.lost["fleet"] == len(lost & at_engines - set(leaves)) and report.without_router == 0
+    # An engine's middleware has a line also of a request whose body was still on its way.
+    lined = {json.loads(line)["request_id"] for engine in engines for line in engine.lines}
+    assert report.lost["fleet"] == len(lost & (at_engines | lined) - set(leaves)) and report.without_router == 0
     print(
         f"{len(starts)} started, {len(ends)} ended, {len(lost)} lost; "
         f"{len(at_engines)} at an engine, {len(at_bedrock)} at Amazon Bedrock, none without a line"
