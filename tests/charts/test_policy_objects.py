@@ -161,7 +161,7 @@ def test_the_policy_names_every_flow_and_no_other() -> None:
     itself, routers = pods("router-policy", "policy"), pods("router", "router")
     assert spec["ingress"] == [
         {"from": [routers, itself], "ports": port(8090)},
-        {"from": [namespace("monitoring"), namespace("keda")], "ports": port(8090)},
+        {"from": [namespace("monitoring"), namespace("keda")], "ports": port(8091)},
     ]
     engines = {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "engine"}}}
     assert spec["egress"] == [
@@ -180,3 +180,39 @@ def test_refuses_policies_that_keep_it_from_the_api_server() -> None:
         "deny what nobody names, and the policy service finds engines and waiting pods by the API server. Set the "
         "subnets of the cluster's network interfaces, policy.enabled: false, or global.network.policies: false."
     ) in str(error.value)
+
+
+ISSUED = {"mode": "certManager", "certManager": {"issuerRef": {"name": "internal"}}}
+
+
+def test_routers_believe_what_proves_the_service_s_name() -> None:
+    host = "router-policy.inference.svc.cluster.local"
+    rendered = render(**{"global": VALUES["global"] | {"tls": ISSUED}})
+    (cluster,) = [c for c in bootstrap(rendered)["static_resources"]["clusters"] if c["name"] == "policy"]
+    context = cluster["transport_socket"]["typed_config"]
+    validation = context["common_tls_context"]["combined_validation_context"]
+    assert context["sni"] == host
+    assert validation["default_validation_context"]["match_typed_subject_alt_names"] == [
+        {"san_type": "DNS", "matcher": {"exact": host}}
+    ]
+    assert validation["validation_context_sds_secret_config"]["name"] == "ca"
+    assert rendered.find("Certificate", "router-policy")["spec"]["dnsNames"] == [host]
+    found = config.parse(rendered.find("ConfigMap", "router-policy")["data"]["config.json"])
+    pod = rendered.find("Deployment", "router-policy")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert found.tls and found.tls.name == host
+    assert {str(path.parent) for path in (found.tls.certificate, found.tls.key, found.tls.ca)} <= mounts
+    # The kubelet's probes and Prometheus ask the port that has no TLS.
+    assert container["readinessProbe"]["httpGet"]["port"] == container["livenessProbe"]["httpGet"]["port"] == "status"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"policy": found.listen.port, "status": found.listen.statusPort}
+
+
+def test_a_switch_of_tls_starts_its_pods_anew_and_a_changed_catalogue_does_not() -> None:
+    def annotations(**overlay: Any) -> dict[str, str]:
+        return render(**overlay).find("Deployment", "router-policy")["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations() != annotations(**{"global": VALUES["global"] | {"tls": ISSUED}})
+    assert annotations() == annotations(**with_models(summary=MODELS["clinical-summary"]))
+    assert annotations() != annotations(policy={"statusPort": 9000})

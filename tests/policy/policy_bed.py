@@ -102,7 +102,7 @@ class World:
         for one in (self.kube, self.router, *self.engines):
             one.stop()
 
-    def config(self, port: int = 8090, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    def config(self, port: int = 8090, status: int = 8091, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """Everything happens in a tenth of the usual time."""
         entry = {
             "namespace": NAMESPACE,
@@ -114,7 +114,7 @@ class World:
             **(model or {}),
         }
         return {
-            "listen": {"address": "127.0.0.1", "port": port},
+            "listen": {"address": "127.0.0.1", "port": port, "statusPort": status},
             "namespace": NAMESPACE,
             "lease": {"name": "router-policy", "durationSeconds": 1.5, "renewSeconds": 0.3},
             "tickSeconds": 0.1,

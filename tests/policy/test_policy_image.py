@@ -52,7 +52,7 @@ def test_its_packages_suffice(tmp_path: Path) -> None:
             shutil.copy(ROOT / source, tmp_path / target)
     port = free_port()
     with World() as world, Processes() as processes:
-        (tmp_path / "policy.json").write_text(json.dumps(world.config(port)))
+        (tmp_path / "policy.json").write_text(json.dumps(world.config(free_port(), port)))
         process = processes.start(
             "policy",
             [python, "-m", "inference_plane.policy", "--config", tmp_path / "policy.json"]

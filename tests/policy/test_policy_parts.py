@@ -76,7 +76,8 @@ def test_the_config_of_the_docstring_is_one() -> None:
     shown = parse(text)
     assert shown.models["summary"].fleets == ("summary", "summary-canary")
     least = {"namespace": "inference", "routers": {"namespace": "inference"}, "models": {}}
-    assert dataclasses.replace(shown, models={}) == parse(json.dumps(least)), "what stands there are the defaults"
+    assert shown.tls and shown.tls.name == "router-policy.inference.svc.cluster.local"
+    assert dataclasses.replace(shown, models={}, tls=None) == parse(json.dumps(least)), "what stands there are the defaults"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,8 @@ def test_the_config_of_the_docstring_is_one() -> None:
         ({"tuning": {"hold": 1}}, "tuning.hold: nobody knows this key; known are "),
         ({"models": {"a": {}}}, "models.a.namespace: it is missing and has no default"),
         ({"models": {"a": "b"}}, "models.a: it is no object"),
+        ({"tls": {"name": "x"}}, "tls.certificate: it is missing and has no default"),
+        ({"listen": {"port": 8091}}, "listen.statusPort: 8091 is the port of the shares; they are served apart"),
         (of_model(fleets=[]), "models.a.fleets: it is empty, so there is nothing to read"),
         (of_model(fleets="a"), "models.a.fleets: it is no list"),
         (of_model(fallback="yes"), 'models.a.fallback: "yes" is no true or false'),

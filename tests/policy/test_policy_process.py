@@ -22,8 +22,8 @@ Start = Callable[..., "Replica"]
 
 
 class Replica:
-    def __init__(self, process: Process, port: int, config: Path) -> None:
-        self.process, self.port, self.config = process, port, config
+    def __init__(self, process: Process, port: int, status: int, config: Path) -> None:
+        self.process, self.port, self.status, self.config = process, port, status, config
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ class Replica:
 
     @property
     def leading(self) -> bool:
-        return metric(self.port, "inference_policy_leading") == 1
+        return metric(self.status, "inference_policy_leading") == 1
 
     def write(self, config: dict[str, Any]) -> None:
         """As a ConfigMap's mount does it: moved into place."""
@@ -54,16 +54,16 @@ def start(world: World, tmp_path: Path) -> Iterator[Start]:
     with Processes() as processes:
 
         def start(name: str = "one", *, ready: bool = True, **config: Any) -> Replica:
-            port, path = free_port(), tmp_path / f"{name}.json"
-            path.write_text(json.dumps(world.config(port, **config)))
+            port, status, path = free_port(), free_port(), tmp_path / f"{name}.json"
+            path.write_text(json.dumps(world.config(port, status, **config)))
             process = processes.start(
                 name,
                 [sys.executable, "-m", "inference_plane.policy", "--config", path, "--kubernetes", world.kube.url],
                 env={"PYTHONPATH": str(ROOT / "src"), "POD_NAME": name, "POD_IP": "127.0.0.1"},
                 log_path=tmp_path / f"{name}.log",
-                ready=f"http://127.0.0.1:{port}/ready" if ready else None,
+                ready=f"http://127.0.0.1:{status}/ready" if ready else None,
             )
-            return Replica(process, port, path)
+            return Replica(process, port, status, path)
 
         yield start
 
@@ -71,15 +71,15 @@ def start(world: World, tmp_path: Path) -> Iterator[Start]:
 def test_it_reads_decides_and_answers(world: World, start: Start) -> None:
     one = start()
     assert share(one.port) == 0
-    assert json.loads(get(one.port, f"/demand/{MODEL}")[1]) == {"model": MODEL, "demand": 4.0}
+    assert json.loads(get(one.status, f"/demand/{MODEL}")[1]) == {"model": MODEL, "demand": 4.0}
     world.router.text = router_text(engines=2, bedrock=8, fleet=24)
     for engine in world.engines:
         engine.text = engine_text(6, 6)
     # 12 run, 8 are at the fallback and would run as well, and one too many waits: 1 - 12 / 21.2.
     until(lambda: share(one.port) == 45, "the share that does not fit")
-    assert json.loads(get(one.port, f"/demand/{MODEL}")[1])["demand"] == 32
-    assert metric(one.port, f'inference_policy_reason{{model="{MODEL}",reason="queue"}}') == 1
-    assert metric(one.port, f'inference_demand{{model="{MODEL}"}}') == 32
+    assert json.loads(get(one.status, f"/demand/{MODEL}")[1])["demand"] == 32
+    assert metric(one.status, f'inference_policy_reason{{model="{MODEL}",reason="queue"}}') == 1
+    assert metric(one.status, f'inference_demand{{model="{MODEL}"}}') == 32
     assert "upstream_rq_active" in world.router.queries[-1] and len(ENVOY) > 1000
     (line,) = one.lines("decision", before=0)
     assert line["model"] == MODEL and line["reasons"] == ["queue"] and line["share"] == 45
@@ -102,10 +102,10 @@ def test_a_model_without_a_fallback_has_demand_and_no_share(world: World, start:
     one = start(model={"fallback": False})
     world.kube.slice(NAMESPACE, MODEL, [])
     world.router.text = router_text(engines=0)
-    until(lambda: metric(one.port, f'inference_policy_reason{{model="{MODEL}",reason="no-engine"}}'), "no engine")
+    until(lambda: metric(one.status, f'inference_policy_reason{{model="{MODEL}",reason="no-engine"}}'), "no engine")
     layer = json.loads(get(one.port, "/v3/discovery:runtime", {})[1])["resources"][0]["layer"]
     assert layer == {}
-    assert get(one.port, f"/demand/{MODEL}")[0] == 200
+    assert get(one.status, f"/demand/{MODEL}")[0] == 200
     assert world.kube.events() == []
 
 
@@ -117,9 +117,9 @@ def test_an_empty_fleet_goes_to_the_fallback_whole(world: World, start: Start) -
     world.kube.pod(NAMESPACE, "summary-2", MODEL, age=900, nodeName="it-has-one")
     world.router.text = router_text(engines=0, bedrock=3)
     until(lambda: share(one.port) == 100, "everything goes to the fallback")
-    assert metric(one.port, f'inference_policy_pending_pods{{model="{MODEL}"}}') == 1
-    assert 118 <= metric(one.port, f'inference_policy_pending_seconds{{model="{MODEL}"}}') < 300
-    assert json.loads(get(one.port, f"/demand/{MODEL}")[1])["demand"] == 3
+    assert metric(one.status, f'inference_policy_pending_pods{{model="{MODEL}"}}') == 1
+    assert 118 <= metric(one.status, f'inference_policy_pending_seconds{{model="{MODEL}"}}') < 300
+    assert json.loads(get(one.status, f"/demand/{MODEL}")[1])["demand"] == 3
 
 
 def test_the_other_replica_serves_the_same_and_goes_on_from_there(world: World, start: Start) -> None:
@@ -134,7 +134,7 @@ def test_the_other_replica_serves_the_same_and_goes_on_from_there(world: World, 
     asked = len(world.router.queries)
     copies = [get(replica.port, "/v3/discovery:runtime", {})[1] for replica in (one, two)]
     assert copies[0] == copies[1], "replicas that agree name one version"
-    assert get(two.port, f"/demand/{MODEL}") == get(one.port, f"/demand/{MODEL}")
+    assert get(two.status, f"/demand/{MODEL}") == get(one.status, f"/demand/{MODEL}")
     one.process.kill()
     until(lambda: two.leading, "the other takes over")
     until(lambda: len(world.router.queries) > asked + 3, "it reads")
@@ -165,7 +165,7 @@ def test_a_hung_engine_delays_nothing_and_garbage_ends_nothing(world: World, sta
     until(lambda: len(one.lines("source-failed")) == 2, "both are named")
     kinds = {line["source"].split(" ")[1].split(":")[0]: line["kind"] for line in one.lines("source-failed")}
     assert kinds == {hung.host: "timeout", garbage.host: "garbage"}
-    assert metric(one.port, 'inference_policy_sources_failing{source="engine"}') == 2
+    assert metric(one.status, 'inference_policy_sources_failing{source="engine"}') == 2
     asked, ticked = len(hung.queries), len(world.router.queries)
     until(lambda: len(world.router.queries) >= ticked + 20, "the routers are asked all the time")
     assert len(hung.queries) - asked <= 10, "a tick does not wait for the answer that does not come"
@@ -173,7 +173,7 @@ def test_a_hung_engine_delays_nothing_and_garbage_ends_nothing(world: World, sta
     world.router.text = router_text(engines=2, bedrock=8, fleet=24)
     until(lambda: (share(one.port) or 0) > 0, "it still decides")
     garbage.text = "x" * (5 * 1024 * 1024)
-    until(lambda: metric(one.port, 'inference_policy_source_errors_total{kind="size",source="engine"}'), "too large")
+    until(lambda: metric(one.status, 'inference_policy_source_errors_total{kind="size",source="engine"}'), "too large")
     hung.hang, hung.text, garbage.text = False, engine_text(1, 0), engine_text(1, 0)
     until(lambda: len(one.lines("source-back")) == 2, "both are back")
     assert len(one.lines("source-failed")) == 2, "one line each, not one a tick"
@@ -195,11 +195,11 @@ def test_without_the_api_the_leader_goes_on(world: World, start: Start, fault: s
     for engine in world.engines:
         engine.text = engine_text(6, 6)
     until(lambda: share(one.port) == 50, "it decides by engines and routers")
-    until(lambda: metric(one.port, "inference_policy_lease_held") == 0, "and says that it has no Lease")
+    until(lambda: metric(one.status, "inference_policy_lease_held") == 0, "and says that it has no Lease")
     world.kube.hang, world.kube.fail = False, None
     if fault == "gone":
         world.kube.start()
-    until(lambda: metric(one.port, "inference_policy_lease_held") == 1, "it has it again")
+    until(lambda: metric(one.status, "inference_policy_lease_held") == 1, "it has it again")
     assert share(one.port) == 50
 
 
@@ -211,10 +211,10 @@ def test_without_any_signal_a_share_is_held_and_then_lowered_to_nothing(world: W
     until(lambda: share(one.port) == 50, "a share")
     for source in (world.router, world.kube, *world.engines):
         source.stop()
-    until(lambda: metric(one.port, f'inference_policy_reason{{model="{MODEL}",reason="signals-lost"}}'), "it says so")
+    until(lambda: metric(one.status, f'inference_policy_reason{{model="{MODEL}",reason="signals-lost"}}'), "it says so")
     assert share(one.port) == 50
     until(lambda: share(one.port) == 0, "nothing is held for ever")
-    until(lambda: get(one.port, f"/demand/{MODEL}")[0] == 503, "unknown demand is not 0")
+    until(lambda: get(one.status, f"/demand/{MODEL}")[0] == 503, "unknown demand is not 0")
     lost = [line["time"] for line in one.lines("decision", reasons=["signals-lost"], share=50)]
     steps = [line["share"] for line in one.lines("decision") if line["time"] > lost[0]]
     assert steps == [40, 30, 20, 10, 0]
@@ -225,15 +225,15 @@ def test_without_any_signal_a_share_is_held_and_then_lowered_to_nothing(world: W
 
 def test_a_bad_file_leaves_the_last_good_one_in_force(world: World, start: Start) -> None:
     one = start()
-    config = world.config(one.port)
+    config = world.config(one.port, one.status)
     one.write(config | {"modles": {}})
     (line,) = until(lambda: one.lines("configuration-refused"), "it is refused")
     assert line["error"].startswith("modles: nobody knows this key; known are ")
-    assert metric(one.port, "inference_policy_config_errors_total") == 1
+    assert metric(one.status, "inference_policy_config_errors_total") == 1
     assert share(one.port) == 0
     other = config["models"][MODEL] | {"fleets": ["intake"]}
     one.write(config | {"models": config["models"] | {"intake": other}, "namespace": "elsewhere"})
-    until(lambda: get(one.port, "/demand/intake")[0] == 200, "the new model")
+    until(lambda: get(one.status, "/demand/intake")[0] == 200, "the new model")
     assert one.lines("restart-needed")[0]["keys"] == ["namespace"]
 
 

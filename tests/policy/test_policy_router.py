@@ -54,10 +54,10 @@ def bed(tmp_path: Path) -> Iterator[Bed]:
 
 
 @pytest.fixture
-def port(bed: Bed, tmp_path: Path) -> Iterator[int]:
-    """Where the service answers, which reads that router and that engine."""
-    port = free_port()
-    config = World().config(port, model={"metricsPort": METRICS_PORT, "requestsPerReplica": 3})
+def ports(bed: Bed, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Where the service answers routers, and where everybody else; it reads that router and that engine."""
+    port, status = free_port(), free_port()
+    config = World().config(port, status, model={"metricsPort": METRICS_PORT, "requestsPerReplica": 3})
     config["routers"]["port"] = urllib.parse.urlsplit(bed.router.status_url).port
     (tmp_path / "policy.json").write_text(json.dumps(config))
     with KubeStandIn() as kube, Processes() as processes:
@@ -69,9 +69,9 @@ def port(bed: Bed, tmp_path: Path) -> Iterator[int]:
             + ["--kubernetes", kube.url],
             env={"PYTHONPATH": str(ROOT / "src")},
             log_path=tmp_path / "policy.log",
-            ready=f"http://127.0.0.1:{port}/ready",
+            ready=f"http://127.0.0.1:{status}/ready",
         )
-        yield port
+        yield port, status
 
 
 def ask(bed: Bed) -> str:
@@ -84,32 +84,33 @@ def ask(bed: Bed) -> str:
         return reply.headers["x-inference-backend"]
 
 
-def demand(port: int) -> float:
-    return json.loads(get(port, f"/demand/{MODEL}")[1])["demand"]
+def demand(status: int) -> float:
+    return json.loads(get(status, f"/demand/{MODEL}")[1])["demand"]
 
 
-def test_a_full_fleet_and_a_lost_one_are_seen_as_they_are(bed: Bed, port: int) -> None:
+def test_a_full_fleet_and_a_lost_one_are_seen_as_they_are(bed: Bed, ports: tuple[int, int]) -> None:
+    port, status = ports
     (engine,) = bed.engines[MODEL]
     assert isinstance(engine, ReplayEngine)
-    until(lambda: demand(port) == 0 and share(port) == 0, "an idle plane")
+    until(lambda: demand(status) == 0 and share(port) == 0, "an idle plane")
     engine.behaviour.update({"first_token_delay": 5.0})
     bed.bedrock.behaviour.update({"first_token_delay": 5.0})
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, bed) for _ in range(8)]
         # Three in the engine, of which two run, and five that it refused at Bedrock.
-        until(lambda: demand(port) == 8, "every request is counted once")
+        until(lambda: demand(status) == 8, "every request is counted once")
         until(lambda: share(port) == 70, "five of the seven that would run do not fit")
-        assert metric(port, f'inference_policy_room_requests{{model="{MODEL}"}}') == 2
-        assert metric(port, f'inference_policy_wanted_requests{{model="{MODEL}"}}') == 7
+        assert metric(status, f'inference_policy_room_requests{{model="{MODEL}"}}') == 2
+        assert metric(status, f'inference_policy_wanted_requests{{model="{MODEL}"}}') == 7
         assert sorted(answer.result() for answer in answers).count("bedrock") == 5
     engine.reset()
     bed.bedrock.behaviour.update({"first_token_delay": 0.0})
-    until(lambda: share(port) == 0 and demand(port) == 0, "all is over")
+    until(lambda: share(port) == 0 and demand(status) == 0, "all is over")
 
     # Kubernetes still calls it ready; the router's health checks do not.
     engine.stop()
     until(lambda: share(port) == 100, "the router reaches no engine")
-    assert metric(port, f'inference_policy_reason{{model="{MODEL}",reason="no-engine"}}') == 1
+    assert metric(status, f'inference_policy_reason{{model="{MODEL}",reason="no-engine"}}') == 1
     assert ask(bed) == "bedrock"
     engine.start()
     until(lambda: share(port) == 0, "it is back")

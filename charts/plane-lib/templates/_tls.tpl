@@ -1,6 +1,6 @@
 {{/*
 TLS between the pods of the plane: certificates, where pods find them, and whom they believe. A certificate is called
-after the Service whose name it proves, `router` or a fleet.
+after the Service whose name it proves: `router`, a fleet, or one of the router's own, such as `router-policy`.
 */}}
 
 {{/* "true" where the hops inside the plane have TLS, else nothing: takes the root. */}}
@@ -134,6 +134,7 @@ router.{{ include "plane.routerNamespace" . }}.svc.{{ .Values.global.clusterDoma
       "a shorter renewBefore, or a longer duration") -}}
 {{- end -}}
 {{- end -}}
+{{- $routers := list "router" "router-policy" -}}
 {{- range $name, $secret := $tls.secretNames -}}
 {{- if $secret -}}
 {{- $path := printf "global.tls.secretNames.%s" $name -}}
@@ -142,11 +143,11 @@ router.{{ include "plane.routerNamespace" . }}.svc.{{ .Values.global.clusterDoma
       (printf "given, while tls.mode is %s" ($tls.mode | default "not decided"))
       "Nobody would read that Secret"
       "mode: secrets, or take the name out") -}}
-{{- else if not (or (eq $name "router") (hasKey $fleets $name)) -}}
+{{- else if not (or (has $name $routers) (hasKey $fleets $name)) -}}
 {{- include "plane.refusal" (list $path
-      (printf "neither the router nor one of %s" (keys $fleets | sortAlpha | join ", "))
+      (printf "none of %s" (concat $routers (keys $fleets | sortAlpha) | join ", "))
       "Each Secret is of one Service"
-      "router, a model's name, or MODEL-canary") -}}
+      "the Service's own name: a model's is MODEL, and its canary's MODEL-canary") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -189,7 +189,7 @@ load_assignment:
         - endpoint:
             address:
               socket_address:
-                address: {{ include "router.budgetHost" (dict "root" . "name" "router-ratelimit") }}
+                address: {{ include "router.innerHost" (dict "root" . "name" "router-ratelimit") }}
                 port_value: {{ include "router.ratelimitPort" . }}
 circuit_breakers:
   thresholds:
@@ -211,10 +211,6 @@ typed_extension_protocol_options:
     explicit_http_config: {http2_protocol_options: {}}
 {{- end -}}
 
-{{- define "router.budgetHost" -}}
-{{ printf "%s.%s.svc.%s" .name .root.Release.Namespace .root.Values.global.clusterDomain }}
-{{- end -}}
-
 {{- define "router.ratelimitPort" -}}8081{{- end -}}
 {{- define "router.ratelimitHealthPort" -}}8080{{- end -}}
 {{- define "router.valkeyPort" -}}6379{{- end -}}
@@ -222,7 +218,7 @@ typed_extension_protocol_options:
 {{/* host:port of the counters. */}}
 {{- define "router.storeAddress" -}}
 {{ .Values.budgets.store.address | default (printf "%s:%s"
-     (include "router.budgetHost" (dict "root" . "name" "router-valkey")) (include "router.valkeyPort" .)) }}
+     (include "router.innerHost" (dict "root" . "name" "router-valkey")) (include "router.valkeyPort" .)) }}
 {{- end -}}
 
 {{/* The images of what counts budgets, as a JSON list: those that run. */}}

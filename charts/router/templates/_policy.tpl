@@ -18,6 +18,7 @@ stands in the routes.
 
 {{/* Where the routers ask. */}}
 {{- define "router.policyCluster" -}}
+{{- $host := include "router.innerHost" (dict "root" . "name" "router-policy") -}}
 name: policy
 connect_timeout: 1s
 cluster_type: {{ include "router.dnsClusterType" . | nindent 2 }}
@@ -28,8 +29,11 @@ load_assignment:
         - endpoint:
             address:
               socket_address:
-                address: router-policy.{{ .Release.Namespace }}.svc.{{ .Values.global.clusterDomain }}
+                address: {{ $host }}
                 port_value: {{ .Values.policy.port }}
+{{- if include "plane.tls" . }}
+transport_socket: {{ include "router.tls" (dict "host" $host "inside" true) | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* The namespaces where it looks at pods and endpoints: the models' and the router's, as a JSON list. */}}
@@ -63,8 +67,14 @@ load_assignment:
 {{- end -}}
 {{- $_ := set $models $name $entry -}}
 {{- end -}}
+{{- $tls := dict
+      "certificate" "/etc/inference-plane/certificate/tls.crt"
+      "key" "/etc/inference-plane/certificate/tls.key"
+      "ca" "/etc/inference-plane/ca/ca.crt"
+      "name" (include "router.innerHost" (dict "root" . "name" "router-policy")) -}}
 {{- dict
-      "listen" (dict "address" "0.0.0.0" "port" (int .Values.policy.port))
+      "listen" (dict "address" "0.0.0.0" "port" (int .Values.policy.port) "statusPort" (int .Values.policy.statusPort))
+      "tls" (include "plane.tls" . | empty | ternary nil $tls)
       "namespace" .Release.Namespace
       "lease" (dict "name" "router-policy")
       "routers" (dict "namespace" .Release.Namespace "service" "router" "port" (int .Values.status.port))

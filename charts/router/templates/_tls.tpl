@@ -37,6 +37,25 @@ typed_config:
     {{- end }}
 {{- end -}}
 
+{{/* The name of one of the release's own Services: (dict "root" $ "name" "router-policy"). */}}
+{{- define "router.innerHost" -}}
+{{ printf "%s.%s.svc.%s" .name .root.Release.Namespace .root.Values.global.clusterDomain }}
+{{- end -}}
+
+{{/* Where a pod finds its certificate and whom it believes: the volumes, and the container's mounts of them. */}}
+{{- define "router.innerVolumes" -}}
+{{- if include "plane.tls" .root -}}
+{{ include "plane.certificateVolume" . }}
+{{ include "plane.caVolume" . }}
+{{- end -}}
+{{- end -}}
+{{- define "router.innerMounts" -}}
+{{- if include "plane.tls" . -}}
+- {name: certificate, mountPath: /etc/inference-plane/certificate, readOnly: true}
+- {name: ca, mountPath: /etc/inference-plane/ca, readOnly: true}
+{{- end -}}
+{{- end -}}
+
 {{- define "router.sanIs" -}}
 - san_type: DNS
   matcher: {exact: {{ . }}}

@@ -104,8 +104,9 @@ class Bed(contextlib.ExitStack):
             self.dns.set(self.host(RATELIMIT), [self.ratelimit.host])
         if self._replicas:
             kubernetes = stack.enter_context(KubeStandIn())
+            secret = self.tls.secret(self.host(POLICY)) if self.tls else None
             self.policies = [
-                Policy(self.processes, self.render, self.folder, kubernetes, f"{POLICY}-{number}")
+                Policy(self.processes, self.render, self.folder, kubernetes, f"{POLICY}-{number}", secret)
                 for number in range(self._replicas)
             ]
             self.dns.set(self.host(POLICY), [policy.host for policy in self.policies])

@@ -17,6 +17,7 @@ from inference_plane.helm import Render
 
 from .kubernetes import KubeStandIn
 from .processes import Process, Processes, free_addresses
+from .secrets import mount
 
 NAME = "router-policy"
 
@@ -29,17 +30,31 @@ def serves_policy(render: Render) -> bool:
 class Policy:
     """One replica. `kubernetes` is what it asks; `host` is where the Service's name has to point.
 
-    `lists` says which addresses each fleet has. Raises NotReady where it does not come up.
+    `lists` says which addresses each fleet has; `secret` is what its Secret has, where the render has TLS, and another
+    one is put there by `mount`. Raises NotReady where it does not come up.
     """
 
-    def __init__(self, processes: Processes, render: Render, folder: Path, kubernetes: KubeStandIn, pod: str) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        kubernetes: KubeStandIn,
+        pod: str,
+        secret: Mapping[str, str] | None = None,
+    ) -> None:
         self._processes, self._folder, self.kubernetes, self.pod = processes, folder, kubernetes, pod
         text = render.find("ConfigMap", NAME)["data"]["config.json"]
         self._config = json.loads(text)
         self.port: int = self._config["listen"]["port"]
         (self.host,) = free_addresses(1, self.port)
         self._config["listen"]["address"] = self.host
-        self.url = f"http://{self.host}:{self.port}"
+        self.status_url = f"http://{self.host}:{self._config['listen']['statusPort']}"
+        if secret:
+            self.mount(secret)
+            for file in ("certificate", "key", "ca"):
+                name = Path(self._config["tls"][file]).name
+                self._config["tls"][file] = str(folder / "secrets" / pod / name)
         routers = self._config["routers"]
         kubernetes.slice(routers["namespace"], routers["service"], ["127.0.0.1"], engine=False)
         self.process = self.start()
@@ -52,9 +67,13 @@ class Policy:
             [sys.executable, "-m", "inference_plane.policy", "--config", file, "--kubernetes", self.kubernetes.url],
             env={"PYTHONPATH": str(ROOT / "src"), "POD_NAME": self.pod, "POD_IP": self.host},
             log_path=self._folder / f"{self.pod}.log",
-            ready=f"{self.url}/live",
+            ready=f"{self.status_url}/live",
         )
         return self.process
+
+    def mount(self, secret: Mapping[str, str]) -> None:
+        """Gives this replica a Secret, as the kubelet puts it there."""
+        mount(self._folder / "secrets" / self.pod, secret)
 
     def lists(self, fleets: Mapping[str, Sequence[str]]) -> None:
         """The EndpointSlices of these fleets, in their models' namespaces."""
@@ -65,7 +84,7 @@ class Policy:
 
     def shares(self) -> dict[str, float]:
         """The share that goes to the fallback first, by model, in points of 100; empty before there is a decision."""
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/metrics", timeout=5) as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.status_url}/metrics", timeout=5) as reply:
             lines = reply.read().decode().splitlines()
         prefix = 'inference_policy_share{model="'
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -14,20 +15,29 @@ from aiohttp import web
 
 from .config import Config, ConfigError, load
 from .kubernetes import Kubernetes
+from .lease import own_identity
 from .log import Log
-from .server import application
+from .server import application, status
 from .service import Service
+from .tls import CertificateError, Certificates
 
 
-async def serve(path: Path, config: Config, kubernetes: Kubernetes, identity: str) -> None:
+async def serve(
+    path: Path, config: Config, kubernetes: Kubernetes, identity: str, certificates: Certificates | None
+) -> None:
     """Runs until SIGTERM or SIGINT, and gives the Lease back."""
     log = Log()
-    service = Service(path, config, kubernetes, identity, log)
-    # Connections of routers are kept; at the end nobody waits for them.
-    runner = web.AppRunner(application(service), access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.listen.address, config.listen.port).start()
+    service = Service(path, config, kubernetes, identity, log, certificates)
+    async with contextlib.AsyncExitStack() as stack:
+        for app, port, tls in (
+            (application(service), config.listen.port, certificates and certificates.server),
+            (status(service), config.listen.statusPort, None),
+        ):
+            # Connections of routers are kept; at the end nobody waits for them.
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, config.listen.address, port, ssl_context=tls).start()
         log("started", identity=identity, models=len(config.models))
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,8 +51,6 @@ async def serve(path: Path, config: Config, kubernetes: Kubernetes, identity: st
                 await running
             except asyncio.CancelledError:
                 log("ended")
-    finally:
-        await runner.cleanup()
 
 
 def main() -> int:
@@ -69,11 +77,11 @@ def main() -> int:
             )
             return 1
     name, address = os.environ.get("POD_NAME") or socket.gethostname(), os.environ.get("POD_IP") or "127.0.0.1"
-    address = f"[{address}]" if ":" in address else address
-    identity = f"{name}_{address}:{config.listen.port}"
+    identity = own_identity(name, address, config.listen.port, tls=config.tls is not None)
     try:
-        asyncio.run(serve(options.config, config, kubernetes, identity))
-    except OSError as error:
+        certificates = Certificates(config.tls) if config.tls else None
+        asyncio.run(serve(options.config, config, kubernetes, identity, certificates))
+    except (OSError, CertificateError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -21,8 +21,21 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Listen:
+    """Shares and state are served on `port`, what has no say in routing on `statusPort`."""
+
     address: str = "0.0.0.0"
     port: int = 8090
+    statusPort: int = 8091
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Paths of PEM files, and the DNS name that each replica proves to the routers and to the other one."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+    name: str
 
 
 @dataclass(frozen=True)
@@ -117,13 +130,14 @@ class Config:
     routers: Routers
     models: Mapping[str, Model]
     listen: Listen = field(default_factory=Listen)
+    tls: Tls | None = None
     lease: Lease = field(default_factory=Lease)
     tickSeconds: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)
 
     def needs_restart(self, other: Config) -> list[str]:
         """The keys in which they differ that a running process cannot change."""
-        return [key for key in ("listen", "namespace", "lease") if getattr(self, key) != getattr(other, key)]
+        return [key for key in ("listen", "tls", "namespace", "lease") if getattr(self, key) != getattr(other, key)]
 
 
 def load(path: Path) -> Config:
@@ -149,6 +163,8 @@ def parse(text: str) -> Config:
 def _check(config: Config) -> None:
     """What types cannot say."""
     lease, tuning = config.lease, config.tuning
+    if config.listen.port == config.listen.statusPort:
+        raise ConfigError(f"listen.statusPort: {config.listen.port} is the port of the shares; they are served apart")
     if config.tickSeconds <= 0:
         raise ConfigError("tickSeconds: it is not above 0")
     if lease.durationSeconds < _RENEWALS_IN_A_LEASE * lease.renewSeconds or lease.renewSeconds <= 0:
@@ -211,7 +227,9 @@ def _plain(kind: type, value: Any, where: str) -> Any:
         return int(value)
     if kind in (str, bool) and isinstance(value, kind):
         return value
-    names = {float: "number", int: "whole number", str: "string", bool: "true or false"}
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    names = {float: "number", int: "whole number", str: "string", bool: "true or false", Path: "path"}
     raise ConfigError(f"{where}: {json.dumps(value)} is no {names[kind]}")
 
 

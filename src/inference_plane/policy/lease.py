@@ -20,8 +20,14 @@ from .fetch import ReadError
 from .kubernetes import Kubernetes
 
 
+def own_identity(name: str, address: str, port: int, *, tls: bool) -> str:
+    """`NAME_ADDRESS:PORT`, or `NAME_https://ADDRESS:PORT`. An IPv6 address gets its brackets."""
+    address = f"[{address}]" if ":" in address else address
+    return f"{name}_{'https://' if tls else ''}{address}:{port}"
+
+
 class Elector:
-    """One candidate. `identity` is unique to the process and tells where it answers: `NAME_ADDRESS:PORT`."""
+    """One candidate. `identity` is unique to the process and tells where it answers, as `own_identity` makes it."""
 
     def __init__(self, kubernetes: Kubernetes, namespace: str, lease: Lease, identity: str) -> None:
         self._kubernetes, self._namespace, self._lease, self.identity = kubernetes, namespace, lease, identity
@@ -35,7 +41,8 @@ class Elector:
         """Where the leader answers, if it is another and known."""
         if not self.holder or self.holder == self.identity or "_" not in self.holder:
             return None
-        return f"http://{self.holder.rpartition('_')[2]}"
+        address = self.holder.rpartition("_")[2]
+        return address if "://" in address else f"http://{address}"
 
     def held(self, now: float) -> bool:
         """Whether it leads by a Lease that is still good."""

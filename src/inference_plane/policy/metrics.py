@@ -59,7 +59,8 @@ class _Collector:
         for (source, kind), count in service.errors.items():
             errors.add_metric([source, kind], count)
         yield errors
-        failing: dict[str, float] = dict.fromkeys(("endpoints", "pods", "engine", "router", "lease", "leader"), 0.0)
+        failing: dict[str, float] = dict.fromkeys(
+            ("endpoints", "pods", "engine", "router", "lease", "leader", "certificate"), 0.0)
         for source in service.failing:
             kind = source.split(" ")[0]
             failing[kind] = failing.get(kind, 0.0) + 1
@@ -74,6 +75,9 @@ class _Collector:
             "inference_policy_state_age_seconds": ("Age of what is served", now - service.decided_at),
             "inference_policy_tick_seconds": ("What the last tick took", service.tick_seconds),
         }
+        if service.certificates is not None:
+            text = "When the certificate that is served ends, in Unix time"
+            single["inference_policy_certificate_end_seconds"] = text, service.certificates.ends
         for name, (text, value) in single.items():
             if math.isfinite(value):
                 yield GaugeMetricFamily(name, text, value)

@@ -37,6 +37,8 @@ def discovery(shares: Mapping[str, int]) -> dict[str, Any]:
 
 
 def application(answers: Answers) -> web.Application:
+    """What routers and the other replica ask, and nobody else."""
+
     async def runtime(request: web.Request) -> web.Response:
         try:
             asked = json.loads(await request.read())
@@ -55,6 +57,18 @@ def application(answers: Answers) -> web.Application:
             return web.Response(status=304)
         return web.json_response(response)
 
+    async def state(_: web.Request) -> web.Response:
+        value = answers.state()
+        return web.Response(status=503, text="no state yet\n") if value is None else web.json_response(value)
+
+    app = web.Application(client_max_size=_REQUEST_BYTES)
+    app.add_routes([web.post("/v3/discovery:runtime", runtime), web.get("/v1/state", state)])
+    return app
+
+
+def status(answers: Answers) -> web.Application:
+    """What the kubelet, Prometheus and autoscalers ask; nothing of it reaches a router."""
+
     async def demand(request: web.Request) -> web.Response:
         model = request.match_info["model"]
         if model not in answers.models():
@@ -69,10 +83,6 @@ def application(answers: Answers) -> web.Application:
         content = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=answers.metrics(), headers=content)
 
-    async def state(_: web.Request) -> web.Response:
-        value = answers.state()
-        return web.Response(status=503, text="no state yet\n") if value is None else web.json_response(value)
-
     def health(reason: Any) -> Any:
         async def answer(_: web.Request) -> web.Response:
             why = reason()
@@ -80,15 +90,13 @@ def application(answers: Answers) -> web.Application:
 
         return answer
 
-    app = web.Application(client_max_size=_REQUEST_BYTES)
+    app = web.Application()
     app.add_routes(
         [
-            web.post("/v3/discovery:runtime", runtime),
             web.get("/demand/{model}", demand),
             web.get("/metrics", metrics),
             web.get("/ready", health(answers.not_ready)),
             web.get("/live", health(answers.not_live)),
-            web.get("/v1/state", state),
         ]
     )
     return app

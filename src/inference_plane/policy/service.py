@@ -30,6 +30,7 @@ from .lease import Elector
 from .log import Log
 from .metrics import exposition
 from .readings import ROUTER_FILTER, GarbageError, parse_engine, parse_router
+from .tls import CertificateError, Certificates
 
 #: Of a tick's length, how long its reads are waited for; one that takes longer counts for a later tick.
 _READS_SHARE = 0.5
@@ -55,7 +56,7 @@ _NOTHING = Decision(0, (), None, None, None)
 
 
 class Service:
-    """Answers the server and runs until it is cancelled. `clock` is monotonic."""
+    """Answers the server and runs until it is cancelled. `clock` is monotonic; `certificates` is None without TLS."""
 
     def __init__(
         self,
@@ -64,9 +65,13 @@ class Service:
         kubernetes: Kubernetes,
         identity: str,
         log: Log,
+        certificates: Certificates | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self.config, self._kubernetes, self._log, self._clock = path, config, kubernetes, log, clock
+        self.certificates = certificates
+        # The leader speaks TLS and this replica does not, or the other way round: a rollout that switches it.
+        self._apart = False
         self.elector = Elector(kubernetes, config.namespace, config.lease, identity)
         self.book = Book(config)
         self.views: dict[str, View] = {}
@@ -90,7 +95,7 @@ class Service:
     # What the server asks.
 
     def shares(self) -> Mapping[str, int] | None:
-        if self.not_ready():
+        if not self.views:
             return None
         return {
             name: self.views[name].decision.share if name in self.views else 0
@@ -109,7 +114,7 @@ class Service:
         return self.config.models
 
     def state(self) -> Mapping[str, Any] | None:
-        if self.not_ready():
+        if not self.views:
             return None
         now = self._clock()
         return {
@@ -119,7 +124,8 @@ class Service:
         }
 
     def not_ready(self) -> str | None:
-        return None if self.views else "no state yet: neither decided nor copied from the leader"
+        """Ready without a state only where the rollout has to go on before there can be one."""
+        return None if self.views or self._apart else "no state yet: neither decided nor copied from the leader"
 
     def not_live(self) -> str | None:
         silent = self._clock() - self._ticked_at
@@ -154,6 +160,7 @@ class Service:
     async def tick(self) -> None:
         """Never raises for what others do; never waits longer than a part of a tick for them."""
         self._reload()
+        self._renew()
         now = self._ticked_at = self._clock()
         # A candidate looks twice as often as a leader renews, so that a Lease that was given back is soon taken.
         pause = self.config.lease.renewSeconds / (1 if self.elector.leading else 2)
@@ -198,7 +205,11 @@ class Service:
 
     async def _follow(self) -> None:
         url = self.elector.leader_url
-        if url is not None:
+        apart = url is not None and url.startswith("https:") != (self.certificates is not None)
+        if apart and not self._apart:
+            self._log("leader-apart", "warning", leader=url, why="one of the two has TLS, so nothing is copied")
+        self._apart = apart
+        if url is not None and not apart:
             self._start("leader", lambda: self._copy(url))
             await self._wait()
         now = self._clock()
@@ -313,7 +324,10 @@ class Service:
         return work
 
     async def _copy(self, url: str) -> None:
-        state = json.loads(await self._get(f"{url}/v1/state"))
+        tls = {}
+        if self.certificates is not None:
+            tls = {"ssl": self.certificates.client, "server_hostname": self.certificates.name}
+        state = json.loads(await self._get(f"{url}/v1/state", **tls))
         now = self._clock()
         views = {}
         for name, value in state["models"].items():
@@ -342,7 +356,7 @@ class Service:
         for source in [s for s in self.failing if s.startswith(("engine ", "router ")) and s not in there]:
             del self.failing[source]
 
-    # The configuration and the state.
+    # The configuration, the certificate and the state.
 
     def _reload(self) -> None:
         """A ConfigMap's mount swaps the file; a bad one leaves the last good one in force."""
@@ -365,6 +379,19 @@ class Service:
         self.config = config
         self.book.configure(config)
         self._log("configuration-read", models=len(config.models))
+
+    def _renew(self) -> None:
+        """Takes a renewed certificate; a bad one leaves the last good one in force, and is told once."""
+        if self.certificates is None:
+            return
+        try:
+            renewed = self.certificates.refresh()
+        except CertificateError as error:
+            self._failed("certificate", "garbage", str(error))
+            return
+        self._succeeded("certificate")
+        if renewed:
+            self._log("certificate-read", ends=self.certificates.ends)
 
     def _exported(self, name: str, view: View, now: float) -> dict[str, Any]:
         return {
