@@ -213,6 +213,6 @@ def test_a_switch_of_tls_starts_its_pods_anew_and_a_changed_catalogue_does_not()
     def annotations(**overlay: Any) -> dict[str, str]:
         return render(**overlay).find("Deployment", "router-policy")["spec"]["template"]["metadata"]["annotations"]
 
-    assert annotations() != annotations(**{"global": VALUES["global"] | {"tls": ISSUED}})
+    assert annotations() != annotations(**{"global": VALUES["global"] | {"tls": {"mode": "none"}}})
     assert annotations() == annotations(**with_models(summary=MODELS["clinical-summary"]))
     assert annotations() != annotations(policy={"statusPort": 9000})
