@@ -172,6 +172,46 @@ def test_a_store_of_ones_own_takes_the_place_of_valkey():
     assert plain["REDIS_TLS"] == "false" and "REDIS_AUTH" not in plain
 
 
+ISSUED = {"global": {"tls": {"mode": "certManager", "certManager": {"issuerRef": {"name": "internal"}}}}}
+
+
+def test_with_tls_each_hop_proves_the_name_that_is_called():
+    rendered = render(ISSUED)
+    hosts = {name: f"{name}.inference.svc.cluster.local" for name in ("router-ratelimit", "router-valkey")}
+    data = json.loads(rendered.find("ConfigMap", "router-bootstrap")["data"]["bootstrap.json"])
+    (cluster,) = [c for c in data["static_resources"]["clusters"] if c["name"] == "ratelimit"]
+    context = cluster["transport_socket"]["typed_config"]
+    common = context["common_tls_context"]
+    (san,) = common["combined_validation_context"]["default_validation_context"]["match_typed_subject_alt_names"]
+    assert context["sni"] == san["matcher"]["exact"] == hosts["router-ratelimit"]
+    assert common["alpn_protocols"] == ["h2"]
+    env = environment(rendered)
+    assert (env["GRPC_SERVER_USE_TLS"], env["REDIS_TLS"]) == ("true", "true")
+    # The service adds the given authorities to the image's: it finds the plane's in their place.
+    assert env["SSL_CERT_FILE"] == env["REDIS_TLS_CACERT"] == f"{env['SSL_CERT_DIR']}/ca.crt"
+    assert env["REDIS_URL"] == f"{hosts['router-valkey']}:6379"
+    for name, host in hosts.items():
+        assert rendered.find("Certificate", name)["spec"]["dnsNames"] == [host]
+        pod = rendered.find("Deployment", name)["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert (mounts["certificate"], mounts["ca"]) == ("/etc/inference-plane/certificate", "/etc/inference-plane/ca")
+        assert {v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v} == {f"{name}-tls"}
+    (container,) = rendered.find("Deployment", "router-valkey")["spec"]["template"]["spec"]["containers"]
+    settings = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert (settings["--port"], settings["--tls-port"]) == ("0", "6379"), "nothing in clear text"
+    assert container["livenessProbe"]["exec"]["command"] == [
+        "valkey-cli", "-s", settings["--unixsocket"], "CONFIG", "SET", "tls-cert-file", settings["--tls-cert-file"],
+    ]  # fmt: skip
+
+
+def test_a_store_of_ones_own_is_believed_by_the_authorities_of_the_image():
+    rendered = render(merged(STORE, ISSUED))
+    assert "router-valkey" not in rendered.text
+    env = environment(rendered)
+    assert env["REDIS_TLS"] == "true" and not {"REDIS_TLS_CACERT", "SSL_CERT_FILE"} & set(env)
+
+
 @pytest.mark.parametrize(("mode", "denies"), [("serve", False), ("refuse", True)])
 def test_the_filter_denies_where_that_is_chosen(mode, denies):
     data = render({"budgets": {"whenUnavailable": mode}}).find("ConfigMap", "router-bootstrap")["data"]

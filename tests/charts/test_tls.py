@@ -283,8 +283,9 @@ REFUSALS = {
     ),
     "a Secret of nobody": (
         {"mode": "secrets", "secretNames": {"recods": "given"}},
-        "- global.tls.secretNames.recods: none of router, router-policy, drafts, records, records-canary. Each Secret is "
-        "of one Service. Set the Service's own name: a model's is MODEL, and its canary's MODEL-canary.",
+        "- global.tls.secretNames.recods: none of router, router-policy, router-ratelimit, router-valkey, drafts, "
+        "records, records-canary. Each Secret is of one Service. Set the Service's own name: a model's is MODEL, and its "
+        "canary's MODEL-canary.",
     ),
     "a Secret that nobody reads": (
         {"mode": "none", "secretNames": {"router": "given"}},

@@ -134,7 +134,7 @@ router.{{ include "plane.routerNamespace" . }}.svc.{{ .Values.global.clusterDoma
       "a shorter renewBefore, or a longer duration") -}}
 {{- end -}}
 {{- end -}}
-{{- $routers := list "router" "router-policy" -}}
+{{- $routers := list "router" "router-policy" "router-ratelimit" "router-valkey" -}}
 {{- range $name, $secret := $tls.secretNames -}}
 {{- if $secret -}}
 {{- $path := printf "global.tls.secretNames.%s" $name -}}

@@ -174,6 +174,7 @@ What became of a request's budgets, for the audit line; `none` where it has none
 
 {{/* Where the rate-limit service is: a headless Service, so that each of its pods is an endpoint. */}}
 {{- define "router.ratelimitCluster" -}}
+{{- $host := include "router.innerHost" (dict "root" . "name" "router-ratelimit") -}}
 name: ratelimit
 connect_timeout: 0.25s
 lb_policy: LEAST_REQUEST
@@ -189,8 +190,11 @@ load_assignment:
         - endpoint:
             address:
               socket_address:
-                address: {{ include "router.innerHost" (dict "root" . "name" "router-ratelimit") }}
+                address: {{ $host }}
                 port_value: {{ include "router.ratelimitPort" . }}
+{{- if include "plane.tls" . }}
+transport_socket: {{ include "router.tls" (dict "host" $host "inside" true "alpn" "h2") | nindent 2 }}
+{{- end }}
 circuit_breakers:
   thresholds:
     # As many at once as there may be requests; above that they would be served unasked.

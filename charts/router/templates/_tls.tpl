@@ -5,7 +5,7 @@ kubelet has put it there; what serves must prove exactly the name that it was ca
 
 {{/*
 TLS to a host that must prove its name: (dict "host" $host) to a public one by the image's own authorities, or by those
-of "ca" (PEM); with "inside" true to one of the plane's own, by the authorities in ca/.
+of "ca" (PEM); with "inside" true to one of the plane's own, by the authorities in ca/, in HTTP/1.1 or what "alpn" says.
 */}}
 {{- define "router.tls" -}}
 name: envoy.transport_sockets.tls
@@ -20,7 +20,7 @@ typed_config:
     {{- if .inside }}
     # Envoy alone would go up to 1.2 as a client, of which vLLM has by default no suite that Envoy has.
     tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
-    alpn_protocols: [http/1.1]
+    alpn_protocols: [{{ .alpn | default "http/1.1" }}]
     combined_validation_context:
       default_validation_context:
         match_typed_subject_alt_names: {{ include "router.sanIs" .host | nindent 10 }}

@@ -205,7 +205,7 @@ class Plane(contextlib.ExitStack):
         self._list_pods(True)
         if self.budgets:
             with self.step("the rate-limit service starts, with a Redis to count in"):
-                ratelimit = RateLimit(self.processes, self.render, self.folder, Store(self.processes, self.folder))
+                ratelimit = RateLimit(self.processes, self.render, self.folder, Store(self.processes, self.folder).port)
                 self.dns.set(f"{RATELIMIT}.{NAMESPACE}.svc.cluster.local", [ratelimit.host])
         with self.step("Envoy starts on the rendered files and finds the engines"):
             self.router = Router(self.processes, self.render, self.folder, credentials.env)

