@@ -12,11 +12,12 @@ from typing import Any
 import promql_parser as promql
 
 DATA = Path(__file__).parent / "data"
-#: What the engines' metrics port says itself, and what a router shows: without and with token budgets.
-METRICS_PORT, ROUTER, BUDGETS = (
-    DATA / name for name in ("metrics-port.txt", "envoy-1.40/metrics.txt", "envoy-1.40/metrics-budgets.txt")
+#: What the engines' metrics port says itself, what a router shows, without and with token budgets, and the policy service.
+METRICS_PORT, ROUTER, BUDGETS, POLICY = (
+    DATA / name
+    for name in ("metrics-port.txt", "envoy-1.40/metrics.txt", "envoy-1.40/metrics-budgets.txt", "policy.txt")
 )
-CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), METRICS_PORT, ROUTER, BUDGETS)
+CAPTURES = (*sorted((DATA / "vllm-0.32").glob("metrics-*.txt")), METRICS_PORT, ROUTER, BUDGETS, POLICY)
 
 #: What Prometheus itself says of every target.
 SYNTHETIC = frozenset({"up"})

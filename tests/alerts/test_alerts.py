@@ -79,6 +79,11 @@ def policies(*up: str) -> list[Series]:
     return [_series("up", values, "router-policy", f"router-policy-{n}", {}) for n, values in enumerate(up)]
 
 
+def policy(name: str, values: str, pod: str = "router-policy-0", **labels: str) -> Series:
+    """A series of a replica of the policy service."""
+    return _series(name, values, "router-policy", pod, labels)
+
+
 def fleet(model: str, per_minute: float, *, engines: int = 2, failed: float = 0, code: str = "503") -> list[Series]:
     """A fleet that gives so many answers a minute, `failed` of them with a code; `engines` beside Envoy's own one."""
     name = f"fleet/{model}"
@@ -271,6 +276,83 @@ CASES = [
         description="Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full or "
         "empty fleet is met request by request.",
         silent={"one of two answers": policies("0x200", "1x200")},
+    ),
+    Case(
+        "InferencePolicyLeaderless",
+        fires=[*policies("1x200", "1x200"), policy("inference_policy_leading", "1x50 0x200")],
+        severity="warning",
+        labels={"job": "inference/router-policy"},
+        summary="Not exactly one policy service decides",
+        description="0 of the pods of router-policy lead. With none, the shares stay as they are; with two, routers hear "
+        "either.",
+        silent={
+            "one of two": [
+                policy("inference_policy_leading", "1x200"),
+                policy("inference_policy_leading", "0x200", pod="router-policy-1"),
+            ],
+            "another takes over": [
+                policy("inference_policy_leading", "1x57 0x200"),
+                policy("inference_policy_leading", "0x59 1x200", pod="router-policy-1"),
+            ],
+            "none answers, which has an alert of its own": policies("0x200"),
+        },
+    ),
+    Case(
+        "InferencePolicyReadingsOld",
+        fires=[
+            policy("inference_policy_signal_age_seconds", "1x50 60+60x200", source="engines"),
+            policy("inference_policy_signal_age_seconds", "1x200", source="routers"),
+        ],
+        severity="warning",
+        labels={"source": "engines"},
+        summary="The policy service decides by old readings: engines",
+        description="engines were last read 10m 0s ago. A share that nothing speaks for any more is lowered to 0, and "
+        "demand is unknown.",
+        silent={
+            "a look that was missed": [policy("inference_policy_signal_age_seconds", "1x58 70 1x50", source="engines")],
+            "all is read": [policy("inference_policy_signal_age_seconds", "1x200", source="engines")],
+        },
+    ),
+    Case(
+        "InferencePolicyUnheard",
+        fires=[
+            router("envoy_runtime_update_attempt", "0+120x200"),
+            router("envoy_runtime_update_failure", "0x30 0+120x170"),
+        ],
+        severity="warning",
+        labels={"pod": "router-0", "job": "inference/router"},
+        summary="A router hears nothing of the policy service",
+        description="router-0 got no answer to nine of ten questions or more. It keeps the shares that it had last, raised "
+        "ones too.",
+        silent={
+            "one replica of two": [
+                router("envoy_runtime_update_attempt", "0+120x200"),
+                router("envoy_runtime_update_failure", "0+60x200"),
+            ],
+            "all is heard": [
+                router("envoy_runtime_update_attempt", "0+120x200"),
+                router("envoy_runtime_update_failure", "3x200"),
+            ],
+            "long ago": [
+                router("envoy_runtime_update_attempt", "0+120x200"),
+                router("envoy_runtime_update_failure", "0x10 0+120x20 2400x170"),
+            ],
+        },
+    ),
+    Case(
+        "InferencePolicyCertificateEnds",
+        fires=[policy("inference_policy_certificate_end_seconds", f"{9 * DAY}x200")],
+        severity="warning",
+        labels={"pod": "router-policy-0"},
+        summary="The policy service's certificate ends",
+        description="The certificate that router-policy-0 serves ends in 8d 23h 0m 0s. From then on routers keep the "
+        "shares that they had last.",
+        silent={
+            "three weeks": [policy("inference_policy_certificate_end_seconds", f"{21 * DAY}x200")],
+            "renewed in time": [
+                policy("inference_policy_certificate_end_seconds", f"{9 * DAY}x40 {90 * DAY}x160")
+            ],
+        },
     ),
     Case(
         "InferenceTokenBudgetsUnavailable",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from metrics_harness import POLICY, exposed
 from policy_bed import NAMESPACE, World, engine_text, get, metric, router_text, until
 
 from inference_plane.checkout import ROOT
@@ -160,6 +161,28 @@ def test_a_renewed_certificate_is_served_and_a_bad_one_is_not(start: Start) -> N
     until(lambda: one.served() == ended["tls.crt"], "what the Secret says is served, old as it is")
     assert one.lines("source-back")
     until(lambda: metric(one.status, "inference_policy_certificate_end_seconds") < time.time(), "and its end is told")
+
+
+def test_the_capture_is_what_a_leader_shows(world: World, start: Start, update_golden: bool) -> None:
+    """Alerts are held to it."""
+    one = start("one", AUTHORITY.secret(HOST))
+    until(lambda: one.leading and one.shares() == {"fallback.summary": 0}, "it has decided")
+    world.engines[0].text = "no metrics"
+    until(lambda: metric(one.status, 'inference_policy_sources_failing{source="engine"}') == 1, "a source fails")
+    text = get(one.status, "/metrics")[1]
+    if update_golden:
+        POLICY.write_text(text)
+    live, kept = ({tuple(sorted(series.items())) for series in exposed(t)} for t in (text, POLICY.read_text()))
+    assert live == kept, f"new {sorted(live - kept)[:5]}, gone {sorted(kept - live)[:5]}"
+
+
+def test_what_was_never_read_is_as_old_as_the_lead(world: World, start: Start) -> None:
+    world.router.stop()
+    one = start("one", AUTHORITY.secret(HOST))
+    age = 'inference_policy_signal_age_seconds{source="routers"}'
+    until(lambda: (metric(one.status, age) or 0) > 1, "it gets older")
+    world.router.start()
+    until(lambda: metric(one.status, age) < 1, "it is read")
 
 
 def test_another_authority_is_believed_without_a_restart(start: Start) -> None:

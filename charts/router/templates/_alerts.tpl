@@ -59,11 +59,40 @@ min by (pod) (envoy_listener_ssl_certificate_expiration_unix_time_seconds{%s}) -
 {{- $rules := list -}}
 {{- if include "router.policyServes" . -}}
 {{- $job := printf "job=%q" (printf "%s/router-policy" .Release.Namespace) -}}
-{{- $rules = append $rules (dict "alert" "InferencePolicyDown" "severity" "warning" "for" "5m" "runbook" "router"
+{{- $router := printf "job=%q" (printf "%s/router" .Release.Namespace) -}}
+{{- /* The service's own default. */ -}}
+{{- $lost := .Values.policy.tuning.lostSeconds | default 60 -}}
+{{- $rules = concat $rules (list
+      (dict "alert" "InferencePolicyDown" "severity" "warning" "for" "5m" "runbook" "router"
       "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
       "summary" "No policy service answers"
       "description" (print "Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full "
-        "or empty fleet is met request by request.")) -}}
+        "or empty fleet is met request by request."))
+      (dict "alert" "InferencePolicyLeaderless" "severity" "warning" "for" "5m" "runbook" "router"
+      "expr" (printf `sum by (job) (inference_policy_leading{%s}) != 1` $job)
+      "summary" "Not exactly one policy service decides"
+      "description" (print "{{ $value }} of the pods of router-policy lead. With none, the shares stay as they are; with "
+        "two, routers hear either."))
+      (dict "alert" "InferencePolicyReadingsOld" "severity" "warning" "for" "2m" "runbook" "router"
+      "expr" (printf `max by (source) (inference_policy_signal_age_seconds{%s}) > %v` $job $lost)
+      "summary" "The policy service decides by old readings: {{ $labels.source }}"
+      "description" (print "{{ $labels.source }} were last read {{ $value | humanizeDuration }} ago. A share that nothing "
+        "speaks for any more is lowered to 0, and demand is unknown."))
+      (dict "alert" "InferencePolicyUnheard" "severity" "warning" "for" "5m" "runbook" "router"
+      "expr" (printf `
+increase(envoy_runtime_update_failure{%[1]s}[5m]) > 0.9 * increase(envoy_runtime_update_attempt{%[1]s}[5m])` $router)
+      "summary" "A router hears nothing of the policy service"
+      "description" (print "{{ $labels.pod }} got no answer to nine of ten questions or more. It keeps the shares that it "
+        "had last, raised ones too."))) -}}
+{{- if include "plane.tls" . -}}
+{{- $rules = append $rules (dict
+      "alert" "InferencePolicyCertificateEnds" "severity" "warning" "for" "10m" "runbook" "certificates"
+      "expr" (printf `min by (pod) (inference_policy_certificate_end_seconds{%s}) - time() < %s`
+        $job (include "plane.certificateAlertSeconds" .))
+      "summary" "The policy service's certificate ends"
+      "description" (print "The certificate that {{ $labels.pod }} serves ends in {{ $value | humanizeDuration }}. "
+        "From then on routers keep the shares that they had last.")) -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $rules -}}
 {{- end -}}
@@ -259,6 +288,7 @@ dashboards read. Everything would be some 270 series a cluster.
       `^cluster\.fleet/[^.]+\.ratelimit\.(ok|over_limit|error)$`
       `^cluster\.fleet/[^.]+\.ssl\.fail_verify_(error|san)$`
       `^listener\.plane\.ssl\.certificate\.certificate\.expiration_unix_time_seconds$`
+      `^runtime\.update_(attempt|failure)$`
       `^cluster_manager\.cds\.update_(rejected|failure|time)$`
       `^http\.plane\.rds\.plane\.update_(rejected|failure|time)$`
       `^http\.plane\.downstream_(rq_([0-9]xx|active)|cx_active)$`

@@ -53,8 +53,10 @@ class _Collector:
         yield changes
 
         leading = service.elector.leading
-        ages = service.book.ages(now) if leading else {}
-        yield _gauge("inference_policy_signal_age_seconds", "Age of what is read; of the leader", ["source"], ages)
+        # What was never read is as old as its lead.
+        ages = {source: min(age, now - service.led_since) for source, age in service.book.ages(now).items()}
+        text = "Age of what is read; of the leader"
+        yield _gauge("inference_policy_signal_age_seconds", text, ["source"], ages if leading else {})
         errors = CounterMetricFamily("inference_policy_source_errors", "Failed reads", labels=["source", "kind"])
         for (source, kind), count in service.errors.items():
             errors.add_metric([source, kind], count)

@@ -86,7 +86,7 @@ class Service:
         self._budget = Budget()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ticked_at = self._started_at = clock()
-        self._led_since = -math.inf
+        self.led_since = -math.inf
         self._leading = False
         self._stepped_at = -math.inf
         self._file: bytes | None = None
@@ -166,7 +166,7 @@ class Service:
         pause = self.config.lease.renewSeconds / (1 if self.elector.leading else 2)
         if now - self._stepped_at >= pause and self._start("lease", self._step):
             self._stepped_at = now
-        if not self.elector.leading and not math.isfinite(self._led_since) and not self.views:
+        if not self.elector.leading and not math.isfinite(self.led_since) and not self.views:
             await self._wait()  # At the start: whether it leads is soon known.
         self._note_lead()
         if self.elector.leading:
@@ -177,7 +177,7 @@ class Service:
     def _note_lead(self) -> None:
         leading = self.elector.leading
         if leading and not self._leading:
-            self._led_since = self._clock()
+            self.led_since = self._clock()
             self._log("leading", identity=self.elector.identity)
         elif self._leading and not leading:
             self._log("following", "warning", holder=self.elector.holder)
@@ -198,7 +198,7 @@ class Service:
         self.book.fade(now)
         ages = self.book.ages(now)
         unread = not all(math.isfinite(age) for age in ages.values())
-        if unread and now - self._led_since < self.config.tuning.staleSeconds:
+        if unread and now - self.led_since < self.config.tuning.staleSeconds:
             return  # Before anything was read, routers keep what they have, and a copy stands.
         self._decide({name: self.book.signals(name, now) for name in self.config.models}, now)
         self.decided_at = now
