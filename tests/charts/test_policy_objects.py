@@ -106,7 +106,8 @@ def test_all_that_routers_let_it_say_is_the_order_of_what_may_leave() -> None:
 
 
 def test_a_router_serves_whether_or_not_it_answers() -> None:
-    (layer,) = bootstrap(render())["layered_runtime"]["layers"]
+    layer, fixed = bootstrap(render())["layered_runtime"]["layers"]
+    assert fixed["rtds_layer"]["rtds_config"]["path_config_source"]["path"] == "xds/runtime.json"
     source = layer["rtds_layer"]["rtds_config"]
     assert source["initial_fetch_timeout"] == "1s"
     assert source["api_config_source"]["api_type"] == "REST"

@@ -27,6 +27,7 @@ from router_harness import (
     wait_until,
 )
 
+from inference_plane.checkout import ROOT
 from inference_plane.onehost.bed import Bed
 
 QUEUE = 4
@@ -219,6 +220,83 @@ def test_whatever_the_service_says_nothing_leaves_that_must_stay(silent: Bed, cl
         assert not [text for text in prompts if silent.bedrock.seen(text)]
         assert client.chat("summary").status == 200
         assert silent.router.process.running
+
+
+#: Keys of Envoy's runtime at values that refuse, forget or count nothing; each is a share's neighbour in the answer.
+HOSTILE = {
+    "circuit_breakers.fleet/summary.default.max_requests": 0,
+    "circuit_breakers.fleet/summary.default.max_connections": 0,
+    "circuit_breakers.fleet/summary.default.max_pending_requests": 0,
+    "circuit_breakers.fleet/summary.default.max_retries": 0,
+    "circuit_breakers.bedrock/summary.default.max_requests": 0,
+    "circuit_breakers.bedrock/summary.default.max_retries": 0,
+    "upstream.maintenance_mode.fleet/summary": 100,
+    "upstream.maintenance_mode.bedrock/summary": 100,
+    "upstream.use_retry": 0,
+    "upstream.healthy_panic_threshold": 100,
+    "ratelimit.http_filter_enabled": 0,
+    "ratelimit.http_filter_enforcing": 0,
+    "outlier_detection.consecutive_5xx": 1,
+    "outlier_detection.enforcing_success_rate": 100,
+}
+
+
+def test_a_hostile_answer_moves_shares_and_no_other_key_that_matters(silent: Bed, client: Client) -> None:
+    fixed = {key: silent.router.runtime(key)[key] for key in HOSTILE}
+    with Sayer(silent, lambda: (200, layer(**HOSTILE, **{"fallback.summary": 5}))):
+        wait_until(lambda: runtime(silent).get("fallback.summary") == "5", "Envoy has heard")
+        assert {key: silent.router.runtime(key)[key] for key in HOSTILE} == fixed
+        said = json.loads(silent.router.admin("/runtime?format=json"))
+        index = said["layers"].index("policy")
+        values = {key: said["entries"][key]["layer_values"] for key in HOSTILE}
+        assert all(value[index] == str(HOSTILE[key]) for key, value in values.items()), "it was told all of it"
+        # Of the fleet, which would refuse, and of Amazon Bedrock after it has.
+        assert client.chat("summary", headers={"x-residency": "cluster"}).status == 200
+        for engine in silent.engines["summary"]:
+            engine.behaviour.update({"fault": "overloaded"})
+        reply = client.chat("summary")
+        assert (reply.status, reply.backend) == (200, "bedrock") and reply.attempts > 1
+
+
+def test_the_same_answer_without_the_fixed_layer_makes_a_router_refuse(silent: Bed, client: Client) -> None:
+    """So that the test above is about that layer."""
+    (silent.router.folder / "xds" / "runtime.json").rename(silent.router.folder / "runtime.json")
+    empty = json.loads((silent.router.folder / "runtime.json").read_text())
+    empty["resources"][0]["layer"] = {}
+    new = silent.router.folder / "xds" / ".runtime.json"
+    new.write_text(json.dumps(empty))
+    new.rename(silent.router.folder / "xds" / "runtime.json")
+    try:
+        with Sayer(silent, lambda: (200, layer(**HOSTILE))):
+            key = "upstream.maintenance_mode.fleet/summary"
+            wait_until(lambda: silent.router.runtime(key).get(key) == "100", "Envoy has heard")
+            assert client.chat("summary", headers={"x-residency": "cluster"}).status == 503
+    finally:
+        (silent.router.folder / "runtime.json").rename(silent.router.folder / "xds" / "runtime.json")
+        key = "upstream.use_retry"
+        wait_until(lambda: silent.router.runtime(key).get(key) == "100", "the layer is back")
+
+
+def test_what_no_layer_can_fix_is_what_the_guide_says(silent: Bed) -> None:
+    """A key that nobody fixed is the answer's: docs/policy.md names these."""
+    free = {"outlier_detection.max_ejection_percent": 100, "envoy.reloadable_features.no_extension_lookup_by_name": False}
+    with Sayer(silent, lambda: (200, layer(**free))):
+        key = "outlier_detection.max_ejection_percent"
+        wait_until(lambda: silent.router.runtime(key).get(key) == "100", "Envoy has heard")
+        assert "outlier_detection.max_ejection_percent" in (ROOT / "docs" / "policy.md").read_text()
+
+
+def test_limits_of_a_changed_catalogue_are_fixed_without_a_restart(bed: Bed) -> None:
+    key = "circuit_breakers.fleet/summary.default.max_requests"
+    pid = bed.router.process.pid
+    changed = bed.rendered({**bed.values, "limits": {"requests": 7}})
+    try:
+        bed.router.reload(changed)
+        wait_until(lambda: bed.router.runtime(key).get(key) == "7", "the new limit")
+        assert bed.router.process.pid == pid and bed.router.process.running
+    finally:
+        bed.router.reload(bed.render)
+        wait_until(lambda: bed.router.runtime(key).get(key) == "4096", "the old one")
 
 
 def test_the_start_waits_for_nobody(bed: Bed, tmp_path: Any) -> None:

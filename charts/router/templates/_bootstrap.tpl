@@ -27,22 +27,8 @@ typed_dns_resolver_config:
       {{- end }}
     {{- end }}
 {{- if include "router.policyServes" . }}
-# What the policy service says, asked again and again; the last answer stays when it is gone.
 layered_runtime:
-  layers:
-    - name: policy
-      rtds_layer:
-        name: policy
-        rtds_config:
-          resource_api_version: V3
-          # A router serves whether or not anybody answers.
-          initial_fetch_timeout: 1s
-          api_config_source:
-            api_type: REST
-            transport_api_version: V3
-            cluster_names: [policy]
-            refresh_delay: {{ include "router.duration" .Values.policy.refreshRate }}
-            request_timeout: 1s
+  layers: {{ include "router.runtimeLayers" . | nindent 4 }}
 {{- end }}
 overload_manager:
   refresh_interval: 0.25s
