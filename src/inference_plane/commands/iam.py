@@ -45,10 +45,13 @@ def roles(values: Mapping[str, Any], namespace: str = "inference") -> list[dict[
     Raises:
         helm.HelmError: the values do not fit together, or lack what roles need.
     """
-    merged = _merged(values, OVERLAY)
-    objects = helm.template("inference-plane", values=merged, namespace=namespace).of_kind("Role")
-    found = [_role(o) for o in objects if o["apiVersion"].startswith("iam.services.k8s.aws/")]
-    return sorted(found, key=lambda role: role["name"])
+    return sorted((_role(o) for o in objects(values, namespace)), key=lambda role: role["name"])
+
+
+def objects(values: Mapping[str, Any], namespace: str = "inference") -> list[dict[str, Any]]:
+    """The same roles as the objects of ACK that the umbrella renders."""
+    rendered = helm.template("inference-plane", values=_merged(values, OVERLAY), namespace=namespace)
+    return [o for o in rendered.of_kind("Role") if o["apiVersion"].startswith("iam.services.k8s.aws/")]
 
 
 def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
