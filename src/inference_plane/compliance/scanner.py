@@ -1,5 +1,6 @@
 """The process that runs checkov, in an environment of its own, as seen from the project's."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -61,15 +62,12 @@ class Scanner:
             env=environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
         )
 
-    def ask(self, objects: Sequence[Mapping], namespace: str, *, built_in: bool = True) -> None:
-        """Begins to judge a render; `answer` waits for what comes of it."""
-        try:
-            self._process.stdin.write(
-                json.dumps({"objects": objects, "namespace": namespace, "built_in": built_in}) + "\n"
-            )
+    def ask(self, objects: Sequence[Mapping], namespace: str, *, built_in: bool = True, digests: bool = False) -> None:
+        """Begins to judge a render; `answer` waits for what comes of it. For the arguments see `scan.scan`."""
+        question = {"objects": objects, "namespace": namespace, "built_in": built_in, "digests": digests}
+        with contextlib.suppress(BrokenPipeError):  # It has said why in the answer.
+            self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has said why in the answer.
 
     def answer(self) -> dict[str, Any]:
         """What `scan.scan` made of the render.
