@@ -40,7 +40,7 @@ def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
 #: Every kind that carries text of people's own.
 _CARRIERS = KINDS | {
     "core/ConfigMap", "core/ServiceAccount", "networking.k8s.io/Ingress", "serving.kserve.io/InferenceService",
-    "karpenter.k8s.aws/EC2NodeClass", "keda.sh/ScaledObject", "argoproj.io/Application", "argoproj.io/ApplicationSet",
+    "karpenter.k8s.aws/EC2NodeClass", "keda.sh/ScaledObject", "argoproj.io/Application",
 }  # fmt: skip
 
 

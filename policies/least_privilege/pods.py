@@ -144,8 +144,8 @@ def volumes(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     severity="MEDIUM",
     kinds=KINDS,
     why="What cannot be written cannot be replaced by whoever gets in. Engines on GPUs build kernels as they run.",
-    remedy="readOnlyRootFilesystem: true, and an emptyDir where something is written. The exemption is a container that "
-    f"has {' or '.join(sorted(WRITABLE_WITH))} among its limits.",
+    remedy="readOnlyRootFilesystem: true, and an emptyDir where something is written. The exemption is a container "
+    f"that has {' or '.join(sorted(WRITABLE_WITH))} among its limits.",
     source="https://kubernetes.io/docs/tasks/configure-pod-container/security-context/",
     example="readOnlyRootFilesystem: false in the router",
 )
@@ -210,7 +210,7 @@ def images(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     severity="MEDIUM",
     kinds=KINDS,
     why="A container without a limit takes its neighbours down with it.",
-    remedy="resources.limits.memory. The pause container of headroom and engines bounded by their node's size have one too.",
+    remedy="resources.limits.memory of every container.",
     source="https://kubernetes.io/docs/concepts/configuration/manage-resources-containers/",
     example="resources: {}",
 )

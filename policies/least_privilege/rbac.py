@@ -56,7 +56,7 @@ def no_wildcard(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     "No right that leads to more rights",
     severity="CRITICAL",
     kinds=ROLES,
-    why="Whoever may run a command in a pod, make a token, or write a role, has whatever that pod, token or role may do.",
+    why="Whoever may run a command in a pod, make a token, or write a role, has what that pod, token or role may do.",
     remedy="Take the verb or resource out. The plane's programs need none of them.",
     source=_GUIDE + "#privilege-escalation-risks",
     example="resources: [pods/exec]",

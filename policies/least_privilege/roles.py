@@ -333,8 +333,8 @@ def _tags(statement: iam.Statement) -> dict[str, str]:
     severity="CRITICAL",
     kinds=iam.HOLDERS,
     why="Without the tags every pod of every cluster of the account may have the role, once somebody associates it.",
-    remedy="StringEquals of eks-cluster-arn, kubernetes-namespace, kubernetes-service-account and aws:SourceAccount, or of "
-    "sub and aud of the OIDC provider.",
+    remedy="StringEquals of eks-cluster-arn, kubernetes-namespace, kubernetes-service-account and aws:SourceAccount, or "
+    "of sub and aud of the OIDC provider.",
     source=_POD_IDENTITY,
     example='"StringLike": {"aws:RequestTag/kubernetes-namespace": "*"}',
 )
@@ -457,8 +457,12 @@ def through_the_endpoint(obj: Mapping, index: Index) -> Iterator[tuple[str, str]
             if mine != named:
                 yield (
                     f"{statement.path}.Condition",
-                    f"holds aws:SourceVpce to {', '.join(sorted(mine)) or 'nothing'}, others to {', '.join(sorted(named))}",
+                    f"holds aws:SourceVpce to {_list(mine)}, others to {_list(named)}",
                 )
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def _of_service(obj: Mapping, service: str) -> Iterator[iam.Statement]:

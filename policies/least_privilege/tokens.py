@@ -125,7 +125,7 @@ def test_pod(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     "An account's role is its own",
     severity="HIGH",
     kinds={"core/ServiceAccount"},
-    why="A role of somebody else's name is somebody else's rights; with IRSA the annotation decides which one a pod has.",
+    why="A role of somebody else's name is somebody else's rights; with IRSA the annotation says which a pod has.",
     remedy="global.identity.mode irsa renders arn:<partition>:iam::<account>:role/<prefix><namespace>-<account>.",
     source="https://docs.aws.amazon.com/eks/latest/userguide/associate-service-account-role.html",
     example=f"{_ROLE_ARN}: arn:aws:iam::111122223333:role/admin",
@@ -162,7 +162,7 @@ _ENFORCE = "pod-security.kubernetes.io/enforce"
     "PLANE_LP_17",
     "Namespaces enforce the restricted Pod Security Standard",
     severity="HIGH",
-    kinds={"core/Namespace", "argoproj.io/Application", "argoproj.io/ApplicationSet"},
+    kinds={"core/Namespace", "argoproj.io/Application"},
     why="The plane's own pods keep the standard; the label keeps everybody else's pods of the namespace to it.",
     remedy=f"The label {_ENFORCE}: restricted, in the Namespace or in managedNamespaceMetadata of the Application.",
     source="https://kubernetes.io/docs/concepts/security/pod-security-admission/",
@@ -172,8 +172,7 @@ def restricted(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     if obj["kind"] == "Namespace":
         given, path = meta(obj).get("labels") or {}, f"metadata.labels['{_ENFORCE}']"
     else:
-        spec = obj["spec"]["template"]["spec"] if obj["kind"] == "ApplicationSet" else obj["spec"]
-        sync = spec.get("syncPolicy") or {}
+        sync = (obj.get("spec") or {}).get("syncPolicy") or {}
         if "CreateNamespace=true" not in (sync.get("syncOptions") or ()):
             return  # It makes no namespace.
         given = (sync.get("managedNamespaceMetadata") or {}).get("labels") or {}

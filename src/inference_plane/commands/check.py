@@ -31,7 +31,7 @@ examples:
   scripts/check argocd/                           what Argo CD would render of its Applications
   scripts/check prod --suppressions exceptions.yaml --sarif check.sarif
 
-Suppressions are a YAML list of rule, object, reason, owner and expires (the last day). docs/policies.md lists the rules.
+Suppressions are a YAML list of rule, object, reason, owner and expires (the last day). The rules: docs/policies.md.
 """
 
 
@@ -120,7 +120,8 @@ def _artifact(what: str) -> str:
 def _verdict(source: Source, scanner: Scanner) -> report.Verdict:
     started = time.monotonic()
     rules.refuse_unknown(source.judged)
-    scanner.ask(source.judged, source.namespace, digests=source.digests)
+    left_out = {i: why for i, why in NOT_APPLICABLE.items() if not (source.digests and i == DIGESTS)}
+    scanner.ask(source.judged, source.namespace, which="all", skip=left_out)
     # Checkov works on in its own process.
     shaped = [o for o in (*source.objects, *source.roles) if o["apiVersion"] != DOCUMENT["apiVersion"]]
     findings = check(shaped, namespace=source.namespace, external=source.external)
@@ -138,7 +139,7 @@ def _verdict(source: Source, scanner: Scanner) -> report.Verdict:
         objects=answer["objects"],
         judged=answer["judged"],
         built_in_rules=answer["built_in_rules"],
-        not_applicable={i: why for i, why in NOT_APPLICABLE.items() if not (source.digests and i == DIGESTS)},
+        not_applicable=left_out,
         notes=source.notes,
         seconds=time.monotonic() - started,
     )

@@ -56,7 +56,7 @@ class Statement:
         return self.values("StringEquals", key) == (value,) or self.values("ArnEquals", key) == (value,)
 
     def does(self, pattern: str) -> bool:
-        """Whether an action of it covers one of the pattern's: `s3:*` covers `s3:GetObject`, and the other way round."""
+        """Whether an action of it is one of the pattern, or the pattern one of it: `s3:*` and `s3:GetObject`."""
         pattern = pattern.lower()
         return any(fnmatch.fnmatchcase(pattern, a) or fnmatch.fnmatchcase(a, pattern) for a in self.actions)
 

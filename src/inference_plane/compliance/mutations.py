@@ -114,7 +114,7 @@ def judge(objects: Objects, namespace: str = "inference") -> list[tuple[str, str
 
 
 def find(objects: Objects, kind: str, name: str = "") -> dict[str, Any]:
-    """The one object of a kind (`Role`, or with its group `iam.services.k8s.aws/Role`), and of a name where one is given.
+    """The one object of a kind (`Role`, or with its group `iam.services.k8s.aws/Role`), of a name where one is given.
 
     Raises:
         LookupError: there is none, or more than one without a name.

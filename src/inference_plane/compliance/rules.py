@@ -114,23 +114,23 @@ def on_disk(policies: pathlib.Path = POLICIES) -> set[str]:
     """The ids that the files state, read without running them.
 
     Raises:
-        RuleError: a pack has no rule, or lacks the `__init__.py` without which checkov passes it over in silence.
+        RuleError: two have one id; a pack has no rule, or lacks the `__init__.py` without which checkov passes it over.
     """
-    found = set()
+    found: list[str] = []
     for pack in PACKS:
-        folder, ids = policies / pack, set()
+        folder, ids = policies / pack, []
         if not (folder / "__init__.py").is_file():
-            raise RuleError(
-                f"{folder}/__init__.py is missing: checkov would load no rule of that folder and say nothing"
-            )
+            raise RuleError(f"{folder}/__init__.py is missing: checkov would load no rule of that folder, in silence")
         for file in (f for f in files(policies) if f.parent == folder):
             for node in ast.walk(ast.parse(file.read_text(), str(file))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "rule":
-                    ids.add(ast.literal_eval(node.args[0]))
+                    ids.append(ast.literal_eval(node.args[0]))
         if not ids:
             raise RuleError(f"{folder} has no rule")
-        found |= ids
-    return found
+        found += ids
+    if twice := sorted({id for id in found if found.count(id) > 1}):
+        raise RuleError(f"two rules on disk are called {', '.join(twice)}")
+    return set(found)
 
 
 def load(policies: pathlib.Path = POLICIES) -> dict[str, Rule]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -50,7 +50,7 @@ def set_up() -> pathlib.Path:
 
 
 class Scanner:
-    """Checkov with both packs loaded. It starts at once and loads for seconds; make it before what can be done meanwhile."""
+    """Checkov with both packs loaded. It loads for seconds: make it before what can be done meanwhile."""
 
     def __init__(self) -> None:
         environ = {key: value for key, value in os.environ.items() if not key.startswith(("CHECKOV_", "BC_", "PRISMA"))}
@@ -62,9 +62,11 @@ class Scanner:
             env=environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
         )
 
-    def ask(self, objects: Sequence[Mapping], namespace: str, *, built_in: bool = True, digests: bool = False) -> None:
+    def ask(
+        self, objects: Sequence[Mapping], namespace: str, *, which: str = "packs", skip: Collection[str] = ()
+    ) -> None:
         """Begins to judge a render; `answer` waits for what comes of it. For the arguments see `scan.scan`."""
-        question = {"objects": objects, "namespace": namespace, "built_in": built_in, "digests": digests}
+        question = {"objects": objects, "namespace": namespace, "which": which, "skip": sorted(skip)}
         with contextlib.suppress(BrokenPipeError):  # It has said why in the answer.
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()

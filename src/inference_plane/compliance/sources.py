@@ -15,7 +15,6 @@ from inference_plane.manifests.kserve import deployments
 
 #: A policy document of IAM in a file of its own, as an object: what `aws iam` and Terraform take.
 DOCUMENT = {"apiVersion": "iam.inference-plane/v1", "kind": "PolicyDocument"}
-_APPLICATION = ("Application", "ApplicationSet")
 
 
 class SourceError(Exception):
@@ -41,8 +40,13 @@ class Source:
 
     @property
     def judged(self) -> list[dict[str, Any]]:
-        """All that rules judge: the objects, the roles, and the Deployments that KServe makes."""
-        return [*self.objects, *self.roles, *deployments(self.objects)]
+        """All that rules judge: the objects, the roles, the Deployments that KServe makes.
+
+        An ApplicationSet, whose templates checkov does not take, is judged as the Applications that it makes.
+        """
+        sets = [o for o in self.objects if o["kind"] == "ApplicationSet" and _of_argo(o)]
+        made = [application for one in sets for application in argocd.expand(one)]
+        return [*(o for o in self.objects if o not in sets), *made, *self.roles, *deployments(self.objects)]
 
 
 def environment(name: str, values: Mapping[str, Any], namespace: str = "inference") -> Source:
@@ -95,9 +99,8 @@ def folder(root: pathlib.Path, namespace: str = "inference") -> list[Source]:
     objects = [obj for file in files for obj in _objects(file, root)]
     if not objects:
         raise SourceError(f"{root}: no object in any *.yaml, *.yml or *.json below it")
-    applications = [o for o in objects if o["kind"] == "Application" and _of_argo(o)]
-    applications += [app for o in objects if o["kind"] == "ApplicationSet" and _of_argo(o) for app in argocd.expand(o)]
     found = [Source(str(root), objects, namespace)]
+    applications = [o for o in found[0].judged if o["kind"] == "Application" and _of_argo(o)]
     clusters: dict[str, list[Mapping]] = {}
     for application in applications:
         if "path" in (application["spec"].get("source") or {}) and "helm" not in application["spec"]["source"]:
