@@ -12,11 +12,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import argo  # noqa: E402
 
-from inference_plane import helm  # noqa: E402
+from inference_plane import argocd, helm  # noqa: E402
 from inference_plane.checkout import CHARTS, ROOT  # noqa: E402
 from inference_plane.environments import cases  # noqa: E402
+from inference_plane.kube import group_version  # noqa: E402
 from inference_plane.manifests import check, check_objects  # noqa: E402
-from inference_plane.manifests.objects import group_version  # noqa: E402
 
 DOCUMENTS = argo.documents()
 APPLICATIONS = argo.applications()
@@ -87,7 +87,7 @@ def test_an_element_that_is_taken_out_deletes_nothing(file, appset):
 def test_paths_and_value_files_exist(file, application):
     assert (ROOT / application["spec"]["source"]["path"]).is_dir()
     if "helm" in application["spec"]["source"]:
-        assert argo.value_files(application)
+        assert argocd.value_files(application)
 
 
 @named(("file", "application"), [(file, app) for file, app in CHARTED if file.startswith("argocd/")])
@@ -114,7 +114,7 @@ def test_the_project_lets_the_application_do_what_it_says(file, application):
     if "CreateNamespace=true" in application["spec"]["syncPolicy"]["syncOptions"]:
         assert argo.permits(project["clusterResourceWhitelist"], "", "Namespace", destination["namespace"])
     objects = (
-        argo.render(application)
+        argocd.render(application)
         if "helm" in application["spec"]["source"]
         else [o for f, o in DOCUMENTS if f.startswith(application["spec"]["source"]["path"])]
     )
@@ -149,7 +149,7 @@ def test_the_project_allows_exactly_the_kinds_that_the_charts_render():
     rendered = {
         (argo.is_cluster_scoped(document), group_version(document)[0], document["kind"])
         for case in cases()
-        for document in argo.without_tests(helm.template(case.chart, values=case.values).objects)
+        for document in argocd.without_tests(helm.template(case.chart, values=case.values).objects)
     }
     allowed = {(True, e["group"], e["kind"]) for e in PLANE["spec"]["clusterResourceWhitelist"]}
     allowed |= {(False, e["group"], e["kind"]) for e in PLANE["spec"]["namespaceResourceWhitelist"]}
@@ -163,7 +163,7 @@ def test_the_project_allows_exactly_the_kinds_that_the_charts_render():
 @named(("file", "application"), CHARTED)
 def test_what_an_application_renders_is_valid_and_fits_together(file, application):
     # With the tests, since a policy stands for their pods, which people start by hand.
-    objects = argo.render(application, tests=True)
+    objects = argocd.render(application, tests=True)
     # The load balancer of one Application is in front of the router of another, in any split.
     namespace = application["spec"]["destination"]["namespace"]
     external = [f"Service {namespace}/router", f"ConfigMap {namespace}/payer-authorities"]  # trust-manager's
@@ -172,7 +172,7 @@ def test_what_an_application_renders_is_valid_and_fits_together(file, applicatio
 
 @named(("file", "application"), CHARTED)
 def test_custom_resources_wait_for_their_definitions(file, application):
-    groups = {group_version(document)[0] for document in argo.render(application)}
+    groups = {group_version(document)[0] for document in argocd.render(application)}
     options = application["spec"]["syncPolicy"]["syncOptions"]
     assert not groups - BUILT_IN or "SkipDryRunOnMissingResource=true" in options
 
@@ -224,8 +224,8 @@ def test_the_parts_of_production_are_the_umbrella_whole(environment, tmp_path):
         settings = application["spec"]["source"]["helm"]
         rendered = helm.template("inference-plane", files=[values], values=settings["valuesObject"])
         assert settings["releaseName"] == "plane" and application["spec"]["destination"]["namespace"] == "inference"
-        parts += argo.without_tests(rendered.objects)
-    whole = argo.without_tests(helm.template("inference-plane", files=[values]).objects)
+        parts += argocd.without_tests(rendered.objects)
+    whole = argocd.without_tests(helm.template("inference-plane", files=[values]).objects)
     assert argo.canonical(parts) == argo.canonical(whole)
 
 
@@ -239,7 +239,7 @@ def test_the_teams_and_the_engines_of_production_are_the_same_engines():
     engines = next(a for a in prod() if a["metadata"]["name"] == "inference-prod-engines")
     teams = [application for file, application in APPLICATIONS if file == "argocd/teams.yaml"]
     models = lambda app: [
-        o["metadata"]["name"] for o in argo.render(app) if "inference-plane/model" in o["metadata"].get("labels", {})
+        o["metadata"]["name"] for o in argocd.render(app) if "inference-plane/model" in o["metadata"].get("labels", {})
     ]
     assert sorted(name for app in teams for name in models(app)) == sorted(models(engines))
 

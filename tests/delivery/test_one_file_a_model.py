@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import argo  # noqa: E402
 
-from inference_plane import helm  # noqa: E402
+from inference_plane import argocd, helm  # noqa: E402
 from inference_plane.checkout import ROOT  # noqa: E402
 from inference_plane.commands import model_files  # noqa: E402
 from inference_plane.manifests import check  # noqa: E402
@@ -45,8 +45,8 @@ def test_the_files_together_are_the_one_file():
 
 def test_the_applications_are_the_one_release_but_for_the_releases_names():
     """The router knows every model, each team's Application has the team's engines, and none is lost between them."""
-    parts = [o for file, app in argo.applications() if file.startswith("examples/") for o in argo.render(app)]
-    whole = argo.without_tests(helm.template("inference-plane", files=FILES).objects)
+    parts = [o for file, app in argo.applications() if file.startswith("examples/") for o in argocd.render(app)]
+    whole = argocd.without_tests(helm.template("inference-plane", files=FILES).objects)
     engines = {
         o["metadata"]["name"] for o in whole if o["metadata"]["labels"].get("app.kubernetes.io/component") == "engine"
     }

