@@ -12,6 +12,7 @@ import pytest
 from inference_plane.checkout import ROOT
 from inference_plane.cluster import embedded, state
 from inference_plane.cluster.client import Client
+from inference_plane.helm import KUBERNETES_VERSION
 
 COMMAND = ROOT / "scripts" / "cluster"
 HANG_SECONDS = 300
@@ -77,7 +78,7 @@ def test_up_status_and_down_touch_nothing_but_the_folder(home, folder):
     assert f"export KUBECONFIG={told.kubeconfig}" in up.stdout
     assert pathlib.Path(told.kubeconfig).stat().st_mode & 0o077 == 0
     client = Client(pathlib.Path(told.kubeconfig))
-    assert client.call("GET", "/version")["gitVersion"] == told.version == "v1.36.4"
+    assert client.call("GET", "/version")["gitVersion"] == told.version == f"v{KUBERNETES_VERSION}"
     names = {node["metadata"]["name"] for node in client.list("v1", "Node")}
     assert names == {f"{kind}-{zone}" for kind in ("ordinary", "l4", "l40s") for zone in "abc"}
 

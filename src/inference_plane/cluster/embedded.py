@@ -61,7 +61,7 @@ class Embedded:
         self.server = f"https://127.0.0.1:{free_port()}"
         self.authority: Authority | None = None
         self.running: dict[str, Process] = {}
-        self._processes = processes
+        self.processes = processes
         self._components = _components(self.folder, self.server)
 
     def start(self, say: Say = lambda what: nullcontext()) -> None:
@@ -93,7 +93,7 @@ class Embedded:
         """Kills a component, as a crash does, and starts it again with the arguments and data that it had."""
         component = next(component for component in self._components if component.name == name)
         self.running[name].kill()
-        self._processes.stop(self.running[name])
+        self.processes.stop(self.running[name])
         self._start(component, tools.build(name))
         self._wait(component.ready)
 
@@ -110,14 +110,14 @@ class Embedded:
 
     def _start(self, component: Component, binary: Path) -> None:
         log = self.folder / "logs" / f"{component.name}.log"
-        self.running[component.name] = self._processes.start(
+        self.running[component.name] = self.processes.start(
             component.name, [binary, *component.arguments], environment(), log
         )
 
     def _wait(self, url: str) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not (problem := self._problem(url)) == "":
-            self._processes.check()
+            self.processes.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{url} does not answer 200 after {READY_SECONDS} s: {problem}")
             time.sleep(0.05)

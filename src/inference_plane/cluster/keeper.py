@@ -1,6 +1,6 @@
 """The process that keeps one cluster: `python -m inference_plane.cluster.keeper FOLDER KIND [--values FILE …]`.
 
-It tells how it gets on in lines of JSON, {"step": …}, {"took": seconds}, and at last {"ready": true} or {"failed": …}.
+It tells how it gets on in lines of JSON: {"step": …}, {"took": seconds}, at last {"ready": true} or {"failed": …}.
 Then it waits for SIGTERM. Whoever started it may die: a line that nobody reads any more ends it too.
 """
 

@@ -36,7 +36,7 @@ BUILDS = {
     "alerts": ("promtool",),
     "lint": ("ct", "actionlint"),
     "budgets": ("ratelimit",),
-    "cluster": embedded.TOOLS,
+    "cluster": (*embedded.TOOLS, "karpenter"),
 }
 
 #: Layers that run by themselves only where their tools are built: the first build takes longer than all other layers.

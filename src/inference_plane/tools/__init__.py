@@ -55,6 +55,8 @@ TOOLS = {
     ),
     "kube-scheduler": Tool("k8s.io/kubernetes/cmd/kube-scheduler", "some seconds", pins="controlplane", stamped=True),
     "kwok": Tool("sigs.k8s.io/kwok/cmd/kwok", "half a minute", pins="controlplane"),
+    # Brings nodes on AWS; no registry of packages carries it.
+    "karpenter": Tool("github.com/aws/karpenter-provider-aws/cmd/controller", "four minutes"),
 }
 
 
