@@ -17,6 +17,7 @@ FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_rou
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew; review its diff")
+    parser.addoption("--kubeconfig", help="a cluster for tests/cluster, which they change, instead of one of their own")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def turn(item):
 def pytest_collection_modifyitems(items):
     items.sort(key=turn)
     for item in items:
-        if place(item).split("/")[0] not in INDEPENDENT:
+        if place(item).split("/")[0] not in INDEPENDENT and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(place(item)))
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from inference_plane import checkout, helm
-from inference_plane.commands import _environment, fit, model_files, package, release_notes, render, tool, values
+from inference_plane.commands import _environment, cluster, fit, model_files, package, release_notes, render, tool, values
 from inference_plane.commands import test as suite
 
 ENVIRONMENT = {
@@ -171,7 +171,7 @@ class TestFit:
         assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize("command", [m.main for m in (render, values, fit, model_files, package, release_notes, tool)])
+@pytest.mark.parametrize("command", [m.main for m in (render, values, fit, model_files, package, release_notes, tool, cluster)])
 def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         command(["--help"])
@@ -206,3 +206,25 @@ def test_fast_builds_nothing_and_says_what_it_leaves_out(
     (tmp_path / "promtool").touch()
     monkeypatch.setattr("sys.argv", ["test", "--fast", "alerts"])
     assert suite.main() == 0 and "tests/alerts" in ran[-1]
+
+
+def test_what_takes_long_to_build_waits_until_it_is_asked_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(suite.tools, "path", lambda tool: tmp_path / tool)
+    monkeypatch.setattr(suite.tools, "build", lambda tool: ran.append(tool))
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: ran.append(command) or done)
+    monkeypatch.setattr("sys.argv", ["test"])
+    assert suite.main() == 0
+    assert "not run cluster: etcd, kube-apiserver, " in capsys.readouterr().out
+    assert "tests/cluster" not in ran[-1] and "etcd" not in ran
+    for words in (["--full"], ["cluster"]):
+        monkeypatch.setattr("sys.argv", ["test", *words])
+        assert suite.main() == 0 and "tests/cluster" in ran[-1] and "etcd" in ran
+        ran.clear()
+    for tool in suite.BUILDS["cluster"]:
+        (tmp_path / tool).touch()
+    monkeypatch.setattr("sys.argv", ["test"])
+    assert suite.main() == 0 and "tests/cluster" in ran[-1]

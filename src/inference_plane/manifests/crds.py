@@ -158,11 +158,14 @@ def go(cache: Path = CACHE) -> str:
     return str(binary)
 
 
-def run(command: Sequence[str], what: str, **options) -> subprocess.CompletedProcess:
+def run(
+    command: Sequence[str], what: str, *, timeout: float | None = None, **options
+) -> subprocess.CompletedProcess:
     """Runs a command and says on stderr that it is still running once that takes more than two seconds.
 
-    Raises CRDError after ten minutes.
+    Raises CRDError after `timeout` seconds, by default ten minutes.
     """
+    timeout = TIMEOUT_SECONDS if timeout is None else timeout
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
@@ -176,10 +179,10 @@ def run(command: Sequence[str], what: str, **options) -> subprocess.CompletedPro
             seconds = time.monotonic() - started
             print(f"{what}: {seconds:.0f} s so far", file=sys.stderr, flush=True)
             wait = 10
-            if seconds > TIMEOUT_SECONDS:
+            if seconds > timeout:
                 process.kill()
                 process.communicate()
-                raise CRDError(f"{what}: gave up after {TIMEOUT_SECONDS} s. Check the network and try again.") from None
+                raise CRDError(f"{what}: gave up after {timeout:g} s. Check the network and try again.") from None
         except BaseException:
             process.kill()
             process.communicate()
@@ -221,15 +224,20 @@ class Catalogue:
         return sorted(f for f in fetch(module, self.cache).iterdir() if f.suffix in (".yaml", ".yml"))
 
 
+def definitions(file: Path) -> list[dict]:
+    """The CRDs in a file; other documents in it are passed over."""
+    documents = yaml.load_all(file.read_text("utf-8"), Loader=_Loader)
+    found = [d for d in documents if isinstance(d, dict) and d.get("kind") == "CustomResourceDefinition"]
+    # Kustomize patches of CRDs lie beside CRDs in some modules and have no versions.
+    return [crd for crd in found if crd["spec"].get("versions")]
+
+
 def read(file: Path) -> dict[GroupVersionKind, dict]:
-    """The served versions of the CRDs in a file; other documents in it are passed over."""
+    """The served versions of the CRDs in a file."""
     found = {}
-    for crd in yaml.load_all(file.read_text("utf-8"), Loader=_Loader):
-        if not isinstance(crd, dict) or crd.get("kind") != "CustomResourceDefinition":
-            continue
+    for crd in definitions(file):
         spec = crd["spec"]
-        # Kustomize patches of CRDs lie beside CRDs in some modules and have no versions.
-        for version in spec.get("versions") or ():
+        for version in spec["versions"]:
             if version["served"]:
                 key = (spec["group"], version["name"], spec["names"]["kind"])
                 found[key] = version["schema"]["openAPIV3Schema"]
