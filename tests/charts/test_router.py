@@ -56,8 +56,13 @@ REFUSALS = {
     "keys that nobody may fetch": (
         {"global": {"network": {"jwksCidrs": []}}},
         "- global.network.jwksCidrs: empty, while auth.jwks.uri is set. The NetworkPolicies deny what nobody names, and "
-        "without keys every token is refused. Set the CIDRs of the issuer, auth.jwks.inline in the uri's place, or "
-        "global.network.policies: false.",
+        "without keys every token is refused. Set the CIDRs of the issuer, or of auth.jwks.proxy, auth.jwks.inline in "
+        "the uri's place, or global.network.policies: false.",
+    ),
+    "a proxy for keys that nobody fetches": (
+        {"auth": {"jwks": {"proxy": "proxy.example:3128", "uri": "", "inline": INLINE["jwks"]["inline"]}}},
+        "- auth.jwks.proxy: proxy.example:3128, without a uri. Keys that stand inline are fetched by nobody. Set uri, or "
+        "an empty proxy.",
     ),
     "one group for two teams": (
         {"global": {"teams": {"appeals": {"claim": "inference-care"}}}},
@@ -399,6 +404,24 @@ def test_keys_come_from_a_host_that_proves_its_name_and_has_a_rule_of_its_own():
     assert trust["match_typed_subject_alt_names"] == [{"san_type": "DNS", "matcher": {"exact": "issuer.example"}}]
     (rule,) = [r for r in rendered.find("NetworkPolicy", "router")["spec"]["egress"] if r["ports"][0]["port"] == 8443]
     assert rule["to"] == [{"ipBlock": {"cidr": "10.0.80.0/24"}}]
+
+
+def test_keys_by_a_proxy_are_believed_as_they_are_without_and_the_policy_opens_its_port_alone():
+    uri, proxy = "https://issuer.example:8443/keys", "proxy.example:3128"
+    rendered, straight = render({"auth": {"jwks": {"uri": uri, "proxy": proxy}}}), render({"auth": {"jwks": {"uri": uri}}})
+    clusters = {c["name"]: c for c in bootstrap(rendered)["static_resources"]["clusters"]}
+    before = {c["name"]: c for c in bootstrap(straight)["static_resources"]["clusters"]}
+    assert clusters["jwks"]["transport_socket"] == before["jwks"]["transport_socket"]
+    (endpoint,) = clusters["jwks-proxy"]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["address"]["socket_address"] == {"address": "proxy.example", "port_value": 3128}
+    listeners = {each["name"]: each for each in bootstrap(rendered)["static_resources"]["listeners"]}
+    (tcp,) = listeners["jwks-proxy"]["filter_chains"][0]["filters"]
+    assert tcp["typed_config"]["tunneling_config"] == {"hostname": "issuer.example:8443"}
+    assert listeners["jwks-proxy"]["address"] == {"pipe": {"path": "run/jwks-proxy.sock", "mode": 384}}
+    egress = rendered.find("NetworkPolicy", "router")["spec"]["egress"]
+    (rule,) = [r for r in egress if r["to"] == [{"ipBlock": {"cidr": "10.0.80.0/24"}}]]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 3128}]
+    assert "8443" not in str(egress)
 
 
 def test_the_routes_say_what_each_claim_means():

@@ -79,3 +79,14 @@ def test_no_expression_stands_in_a_shell_script(workflow):
     for job in workflow["jobs"].values():
         for step in job["steps"]:
             assert "${{" not in step.get("run", "")
+
+
+def test_the_cluster_gets_the_plane_s_own_image_as_the_charts_name_it():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "pull-request.yaml").read_text())["jobs"]["kind"]
+    images = yaml.safe_load((ROOT / "charts" / "plane-lib" / "values.yaml").read_text())["defaults"]["images"]
+    image = images["plane"]
+    assert job["env"]["PLANE_IMAGE"] == f"{image['repository']}:{image['tag']}"
+    steps = [step.get("run", "") for step in job["steps"]]
+    (build,) = [number for number, run in enumerate(steps) if "docker build --file images/plane/Dockerfile" in run]
+    (install,) = [number for number, run in enumerate(steps) if "ct install" in run]
+    assert build < install and 'kind load docker-image --name inference "$PLANE_IMAGE"' in steps[build]

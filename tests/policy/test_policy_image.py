@@ -11,6 +11,7 @@ from pathlib import Path
 
 from policy_bed import World, get
 
+from inference_plane import helm
 from inference_plane.checkout import ROOT
 from inference_plane.onehost.processes import Processes, free_port
 
@@ -64,6 +65,24 @@ def test_its_packages_suffice(tmp_path: Path) -> None:
         assert get(port, "/metrics")[0] == 200
         process.popen.terminate()
         assert process.popen.wait(10) == 0
+    drain = [python, "-m", "inference_plane.drain", "--help"]
+    subprocess.run(drain, env={"PYTHONPATH": str(tmp_path / "src")}, check=True, capture_output=True, timeout=60)
+
+
+def test_it_has_what_the_charts_call() -> None:
+    """By `python`, which has to be the one that the packages are in."""
+    dockerfile = (IMAGE / "Dockerfile").read_text()
+    rendered = helm.template("router", files=[ROOT / "charts" / "router" / "ci" / "fallback-values.yaml"])
+    pods = [deployment["spec"]["template"]["spec"] for deployment in rendered.of_kind("Deployment")]
+    containers = [c for pod in pods for c in [*pod["containers"], *pod.get("initContainers", [])]]
+    commands = [c["command"] for c in containers if c["image"].startswith("ghcr.io/inference-plane/plane:")]
+    assert {command[2] for command in commands} == {"inference_plane.drain", "inference_plane.policy"}
+    for python, option, module in commands:
+        assert (python, option) == ("python", "-m")
+        path = module.replace(".", "/")
+        assert re.search(rf"^COPY src/{path}(\.py)? /opt/plane/src/{path}(\.py)?$", dockerfile, re.MULTILINE), module
+    assert re.search(r"^ENV PATH=/opt/plane/bin:\$PATH ", dockerfile, re.MULTILINE)
+    assert "RUN python -m venv --without-pip /opt/plane" in dockerfile
 
 
 def test_the_dockerfile_runs_as_nobody_on_a_pinned_base() -> None:

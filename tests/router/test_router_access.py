@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -431,6 +435,52 @@ def test_the_tighter_of_token_and_header_decides(bed, client, audit, issuer, cla
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
+class Proxy:
+    """A context manager: an HTTP proxy on loopback that connects to the hosts in `names` and refuses others with 403."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names, self.asked, self.seen = dict(names), [], b""
+        outer = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                method, target, _ = self.rfile.readline().decode().split(" ", 2)
+                while self.rfile.readline() not in (b"\r\n", b""):
+                    pass
+                outer.asked.append(target)
+                host, _, port = target.rpartition(":")
+                if method != "CONNECT" or host not in outer.names:
+                    self.wfile.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+                    return
+                with socket.create_connection((outer.names[host], int(port)), timeout=10) as there:
+                    self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+                    back = threading.Thread(target=self.pass_on, args=(there, self.connection), daemon=True)
+                    back.start()
+                    self.pass_on(self.connection, there, outer)
+                    back.join(10)
+
+            @staticmethod
+            def pass_on(source: socket.socket, target: socket.socket, log: Proxy | None = None) -> None:
+                with contextlib.suppress(OSError):
+                    while data := source.recv(65536):
+                        if log:
+                            log.seen += data
+                        target.sendall(data)
+                    target.shutdown(socket.SHUT_WR)
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class TestKeysThatAreFetched:
     """The issuer's keys by HTTPS, from a server that has to prove its name."""
 
@@ -523,6 +573,52 @@ class TestKeysThatAreFetched:
                 wait_until(lambda: client.ask("/v1/models", headers=headers).status == 200, "the keys")
             finally:
                 client.close()
+
+    def test_keys_come_by_a_proxy_that_is_asked_for_the_name(self, tmp_path, issuer, server):
+        """No DNS knows the issuer; the proxy does, and sees no more than its name."""
+        with Proxy({self.NAME: "127.0.0.1"}) as proxy:
+            auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys")
+            auth["jwks"] |= {"caCertificates": self.authority.pem, "cacheDuration": "1s"}
+            auth["jwks"]["proxy"] = f"proxy.example:{proxy.port}"
+            (tmp_path / "bed").mkdir()
+            with Bed(tmp_path / "bed", values=values(auth), names={"proxy.example": ["127.0.0.1"]}) as bed:
+                client = Client(bed.url)
+                try:
+                    ask = lambda: client.ask("/v1/models", headers=bearer(issuer.token("care"))).status  # noqa: E731
+                    wait_until(lambda: ask() == 200, "the keys")
+                    assert set(proxy.asked) == {f"{self.NAME}:{server.port}"}
+                    assert b"keys" not in proxy.seen and b"GET" not in proxy.seen, "TLS from end to end"
+                    issuer.rotate(keep=0)
+                    wait_until(lambda: ask() == 200, "the new key")
+                    # Who is refused by the proxy has the keys that it had.
+                    proxy.names.clear()
+                    server.stop()
+                    server.start()
+                    asked = len(proxy.asked)
+                    wait_until(lambda: len(proxy.asked) > asked + 2, "fetches that fail")
+                    assert ask() == 200
+                finally:
+                    client.close()
+
+    def test_a_proxy_that_leads_elsewhere_is_not_believed(self, tmp_path, issuer, server):
+        other = Issuer()
+        authority = Authority("somebody else")
+        (tmp_path / "other").mkdir()
+        with (
+            ServerThread(other, "127.0.0.2", server.port, certfile=authority.vouch(tmp_path / "other", self.NAME)),
+            Proxy({self.NAME: "127.0.0.2"}) as proxy,
+        ):
+            auth = issuer.values(uri=f"https://{self.NAME}:{server.port}/keys")
+            auth["jwks"] |= {"caCertificates": self.authority.pem, "proxy": f"proxy.example:{proxy.port}"}
+            (tmp_path / "bed").mkdir()
+            with Bed(tmp_path / "bed", values=values(auth), names={"proxy.example": ["127.0.0.1"]}) as bed:
+                client = Client(bed.url)
+                try:
+                    wait_until(lambda: len(proxy.asked) > 2, "the router asks again and again")
+                    assert client.ask("/v1/models", headers=bearer(other.token("care"))).status == 503
+                    assert other.fetches == 0
+                finally:
+                    client.close()
 
     @pytest.mark.parametrize("wrong", ["another name", "another authority"])
     def test_keys_of_somebody_else_are_not_believed(self, tmp_path, issuer, wrong):

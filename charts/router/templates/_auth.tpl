@@ -167,11 +167,21 @@ one entry. With auth.mode none one entry, without teams.
 {{- toJson $sorted -}}
 {{- end -}}
 
-{{/* Where the issuer's keys are fetched from. */}}
+{{/* Where the issuer's keys are fetched from: the issuer, or a listener of this process that goes on by the proxy. */}}
 {{- define "router.jwksCluster" -}}
 {{- with urlParse .Values.auth.jwks.uri -}}
 {{- $host := regexReplaceAll ":[0-9]+$" .host "" -}}
 name: jwks
+{{- if $.Values.auth.jwks.proxy }}
+# The proxy's way to the issuer as well.
+connect_timeout: 5s
+type: STATIC
+load_assignment:
+  cluster_name: jwks
+  endpoints:
+    - lb_endpoints:
+        - endpoint: {address: {pipe: {path: run/jwks-proxy.sock}}}
+{{- else }}
 connect_timeout: 2s
 cluster_type: {{ include "router.dnsClusterType" $ | nindent 2 }}
 load_assignment:
@@ -181,8 +191,48 @@ load_assignment:
         - endpoint:
             address:
               socket_address: {address: {{ $host }}, port_value: {{ include "router.jwksPort" $ }}}
+{{- end }}
 transport_socket: {{ include "router.tls" (dict "host" $host "ca" $.Values.auth.jwks.caCertificates) | nindent 2 }}
 {{- end -}}
+{{- end -}}
+
+{{/*
+The egress proxy, which is asked to CONNECT by the issuer's name, so that the router need not resolve it. TLS is the
+cluster's above, from end to end: the proxy sees that name and nothing else.
+*/}}
+{{- define "router.jwksProxyListener" -}}
+name: jwks-proxy
+# Envoy's main thread fetches keys, and its listeners without a socket are for workers alone.
+address:
+  pipe: {path: run/jwks-proxy.sock, mode: 384}
+filter_chains:
+  - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: jwks_proxy
+          cluster: jwks-proxy
+          tunneling_config:
+            hostname: {{ regexReplaceAll ":[0-9]+$" (urlParse .Values.auth.jwks.uri).host "" }}:{{ include "router.jwksPort" . }}
+{{- end -}}
+
+{{- define "router.jwksProxyCluster" -}}
+{{- $proxy := splitList ":" .Values.auth.jwks.proxy -}}
+name: jwks-proxy
+connect_timeout: 2s
+cluster_type: {{ include "router.dnsClusterType" . | nindent 2 }}
+load_assignment:
+  cluster_name: jwks-proxy
+  endpoints:
+    - lb_endpoints:
+        - endpoint:
+            address:
+              socket_address: {address: {{ first $proxy }}, port_value: {{ last $proxy }}}
+{{- end -}}
+
+{{/* Where the NetworkPolicy lets the router to, for keys. */}}
+{{- define "router.jwksEgressPort" -}}
+{{ with .Values.auth.jwks.proxy }}{{ splitList ":" . | last }}{{ else }}{{ include "router.jwksPort" . }}{{ end }}
 {{- end -}}
 
 {{- define "router.jwksPort" -}}

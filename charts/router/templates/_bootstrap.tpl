@@ -60,6 +60,9 @@ static_resources:
     {{- end }}
     {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
     - {{ include "router.jwksCluster" . | nindent 6 | trim }}
+    {{- if .Values.auth.jwks.proxy }}
+    - {{ include "router.jwksProxyCluster" . | nindent 6 | trim }}
+    {{- end }}
     {{- end }}
     {{- if include "router.budgets" . }}
     - {{ include "router.ratelimitCluster" . | nindent 6 | trim }}
@@ -144,6 +147,9 @@ static_resources:
                   - name: envoy.filters.http.router
                     typed_config:
                       "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+    {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.proxy }}
+    - {{ include "router.jwksProxyListener" . | nindent 6 | trim }}
+    {{- end }}
 {{- end -}}
 
 {{- define "router.connectionManager" -}}

@@ -106,11 +106,18 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
       "The keys of the issuer come from one place"
       "uri to the issuer's `jwks_uri`, or inline to its key set") -}}
 {{- end -}}
+{{- if and $auth.jwks.proxy (not $auth.jwks.uri) -}}
+{{- include "plane.refusal" (list "auth.jwks.proxy"
+      (printf "%s, without a uri" $auth.jwks.proxy)
+      "Keys that stand inline are fetched by nobody"
+      "uri, or an empty proxy") -}}
+{{- end -}}
 {{- if and $auth.jwks.uri .Values.global.network.policies (not .Values.global.network.jwksCidrs) -}}
 {{- include "plane.refusal" (list "global.network.jwksCidrs"
       "empty, while auth.jwks.uri is set"
       "The NetworkPolicies deny what nobody names, and without keys every token is refused"
-      "the CIDRs of the issuer, auth.jwks.inline in the uri's place, or global.network.policies: false") -}}
+      (print "the CIDRs of the issuer, or of auth.jwks.proxy, auth.jwks.inline in the uri's place, or "
+             "global.network.policies: false")) -}}
 {{- end -}}
 {{- $seen := dict -}}
 {{- range $name, $team := .Values.global.teams -}}

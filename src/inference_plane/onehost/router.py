@@ -97,7 +97,9 @@ class Router:
             mount(folder / name, data)
         bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
         listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
-        ports = {name: listener["address"]["socket_address"]["port_value"] for name, listener in listeners.items()}
+        found = {name: one["address"].get("socket_address") for name, one in listeners.items()}
+        sockets = {name: address for name, address in found.items() if address}
+        ports = {name: at["port_value"] for name, at in sockets.items()}
         scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
         self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
         self.status_url = f"http://127.0.0.1:{ports['status']}"
