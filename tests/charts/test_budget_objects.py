@@ -219,10 +219,10 @@ def test_the_filter_denies_where_that_is_chosen(mode, denies):
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     names = [each["name"].removeprefix("envoy.filters.http.") for each in filters]
     assert names == [
-        "jwt_authn", "identity", "rbac", "lua", "set_filter_state", "header_to_metadata", "ratelimit", "sse_to_metadata",
-        "router",
+        "jwt_authn", "identity", "caller", "rbac", "lua", "set_filter_state", "header_to_metadata", "ratelimit",
+        "sse_to_metadata", "router",
     ]  # fmt: skip
-    config = filters[6]["typed_config"]
+    config = filters[7]["typed_config"]
     assert (config["failure_mode_deny"], config["timeout"]) == (denies, "0.1s")
     keys = {action["metadata"]["metadata_key"]["key"] for limit in config["rate_limits"] for action in limit["actions"]}
     assert keys == {"inference-plane"}, "no header of a client decides"

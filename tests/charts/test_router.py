@@ -373,7 +373,7 @@ def filters(rendered):
 
 
 def test_the_token_is_looked_at_before_the_body():
-    assert list(filters(render()))[:4] == ["jwt_authn", "identity", "rbac", "lua"]
+    assert list(filters(render()))[:5] == ["jwt_authn", "identity", "caller", "rbac", "lua"]
     (provider,) = filters(render())["jwt_authn"]["providers"].values()
     assert (provider["issuer"], provider["audiences"]) == ("https://payer.okta.example/oauth2/default", ["inference"])
     assert (provider["require_expiration"], provider["forward"]) == (True, False)
@@ -381,7 +381,7 @@ def test_the_token_is_looked_at_before_the_body():
 
 def test_without_tokens_nothing_of_them_is_rendered():
     rendered = render({"auth": {"mode": "none"}, "global": {"models": {"records": {"access": None}}}})
-    assert not {"jwt_authn", "identity", "rbac"} & set(filters(rendered))
+    assert not {"jwt_authn", "identity", "caller", "rbac"} & set(filters(rendered))
     assert "identity.lua" not in rendered.find("ConfigMap", "router-bootstrap")["data"]
     assert [cluster["name"] for cluster in bootstrap(rendered)["static_resources"]["clusters"]] == ["admin", "policy"]
     cidrs = [p["ipBlock"]["cidr"] for rule in rendered.find("NetworkPolicy", "router")["spec"]["egress"]

@@ -38,6 +38,14 @@ can send.
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
     default_source_code: {filename: bootstrap/identity.lua}
+# For the audit line and the counters alone.
+- name: caller
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
+    on_request_headers:
+      {{- range list "team" "cost_center" "subject" }}
+      - {{ include "router.kept" (list . (printf "%%DYNAMIC_METADATA(inference-plane:%s)%%" .)) | nindent 8 | trim }}
+      {{- end }}
 - name: envoy.filters.http.rbac
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC

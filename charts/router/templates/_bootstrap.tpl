@@ -209,11 +209,15 @@ http_filters:
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
       default_source_code: {filename: bootstrap/route.lua}
-  # What affinity.lua found, where the routes' hash policies read it.
+  # What affinity.lua found, where the routes' hash policies read it; and what the leg to Amazon Bedrock removes from the
+  # headers, which an auditor wants above all.
   - name: envoy.filters.http.set_filter_state
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
       on_request_headers:
+        {{- range $key, $header := dict "requested_model" "x-plane-model" "requested_residency" "x-residency" }}
+        - {{ include "router.kept" (list $key (printf "%%REQ(%s)%%" $header)) | nindent 10 | trim }}
+        {{- end }}
         - object_key: inference-plane.affinity
           factory_key: envoy.hashable_string
           format_string:
@@ -223,12 +227,6 @@ http_filters:
   - name: envoy.filters.http.header_to_metadata
     typed_config:
       "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
-      # The leg to Amazon Bedrock removes these headers, and an auditor wants them there above all.
-      request_rules:
-        {{- range $key, $header := dict "requested_model" "x-plane-model" "requested_residency" "x-residency" }}
-        - header: {{ $header }}
-          on_header_present: {metadata_namespace: inference-plane, key: {{ $key }}}
-        {{- end }}
       response_rules:
         {{- range list "prompt" "completion" "cached" }}
         - header: x-plane-{{ . }}-tokens
@@ -274,7 +272,9 @@ one place.
 
 {{/*
 One line for each request, whatever became of it; never a prompt or a completion. The leg to Amazon Bedrock removes
-request headers, so what must not be missing comes from metadata, from the cluster that served or from the reply.
+request headers, so what must not be missing comes from filter state, from the cluster that served or from the reply.
+Of a request's metadata Envoy copies all for each field that is read from it here, tokens' claims included: therefore
+only numbers are.
 */}}
 {{- define "router.auditLine" -}}
 type: end
@@ -283,11 +283,11 @@ request_id: "%REQ(x-request-id)%"
 client: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 method: "%REQ(:method)%"
 path: "%PATH(NQ):128%"
-team: "%DYNAMIC_METADATA(inference-plane:team)%"
-cost_center: "%DYNAMIC_METADATA(inference-plane:cost_center)%"
-subject: "%DYNAMIC_METADATA(inference-plane:subject)%"
-requested_model: "%DYNAMIC_METADATA(inference-plane:requested_model)%"
-requested_residency: "%DYNAMIC_METADATA(inference-plane:requested_residency)%"
+team: "%FILTER_STATE(inference-plane.team:PLAIN)%"
+cost_center: "%FILTER_STATE(inference-plane.cost_center:PLAIN)%"
+subject: "%FILTER_STATE(inference-plane.subject:PLAIN)%"
+requested_model: "%FILTER_STATE(inference-plane.requested_model:PLAIN)%"
+requested_residency: "%FILTER_STATE(inference-plane.requested_residency:PLAIN)%"
 model: "%CLUSTER_METADATA(inference-plane:model)%"
 model_version: "%CLUSTER_METADATA(inference-plane:model_version)%"
 residency: "%CLUSTER_METADATA(inference-plane:residency)%"
@@ -312,6 +312,14 @@ response_bytes: "%BYTES_SENT%"
 connect_ms: "%UPSTREAM_CONNECTION_POOL_READY_DURATION%"
 first_byte_ms: "%RESPONSE_DURATION%"
 duration_ms: "%DURATION%"
+{{- end -}}
+
+{{/* A text for the audit line in filter state: (list KEY FORMAT); nothing where the format gives nothing. */}}
+{{- define "router.kept" -}}
+object_key: inference-plane.{{ first . }}
+factory_key: envoy.string
+format_string: {text_format_source: {inline_string: {{ last . | quote }}}, omit_empty_values: true}
+skip_if_empty: true
 {{- end -}}
 
 {{/*
@@ -339,8 +347,8 @@ to add: Envoy complains of a number that is missing, and one of 0 costs as much 
       - stat:
           name: {{ eq $kind "requests" | ternary "requests" "tokens" }}
           tags:
-            - {name: team, value_format: "%DYNAMIC_METADATA(inference-plane:team)%"}
-            - {name: cost_center, value_format: "%DYNAMIC_METADATA(inference-plane:cost_center)%"}
+            - {name: team, value_format: "%FILTER_STATE(inference-plane.team:PLAIN)%"}
+            - {name: cost_center, value_format: "%FILTER_STATE(inference-plane.cost_center:PLAIN)%"}
             - {name: model, value_format: "%CLUSTER_METADATA(inference-plane:model)%"}
             - {name: backend, value_format: "%CLUSTER_METADATA(inference-plane:backend)%"}
             {{- if eq $kind "requests" }}

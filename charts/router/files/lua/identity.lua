@@ -8,6 +8,8 @@
 -- routes. A script that fails leaves no team, so it shuts out and opens nothing. route.lua clears the route cache for
 -- both: the context came with a route that was found before the team was known.
 
+local JWT = "envoy.filters.http.jwt_authn"
+
 -- The value at a path of keys; nil where the path is empty or leads nowhere.
 local function claim(claims, path)
   local value = #path > 0 and claims or nil
@@ -34,11 +36,13 @@ end
 
 function envoy_on_request(h)
   local context, metadata = h:filterContext(), h:streamInfo():dynamicMetadata()
-  local paths, verified = context:get("claims"), metadata:get("envoy.filters.http.jwt_authn")
+  local paths, verified = context:get("claims"), metadata:get(JWT)
   if not (paths and verified) then  -- a CONNECT: it has no path, so neither a route nor a rule of jwt_authn
     return metadata:set("inference-plane", "no_team", "the request has no path")
   end
   local claims = verified.claims
+  -- Nobody reads them again, and Envoy copies all metadata whenever a field of the audit line or a counter is read.
+  metadata:set(JWT, "claims", "")
   local residency, subject = claim(claims, paths.residency or {}), claim(claims, paths.subject or {})
   local team, why = team_of(claim(claims, paths.team), context)
   if residency ~= nil then metadata:set("inference-plane", "token_residency", tostring(residency)) end
