@@ -1,5 +1,7 @@
 """Makes the tables in the charts' READMEs from what Helm reads: values.yaml with its comments, and the schema.
 
+And the list of rules in docs/policies.md from the rules.
+
 A README asks for a table by a line `<!-- table: values -->`, or `<!-- table: NAME -->` for a definition of the chart's
 schema; everything from there to the next `<!-- end -->` is the generator's.
 """
@@ -13,18 +15,27 @@ from typing import Any
 import yaml
 
 from inference_plane import checkout
+from inference_plane.compliance import rules
+from inference_plane.compliance.built_in import NOT_APPLICABLE
 
 Row = tuple[str, str, str]
-_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def readmes() -> list[pathlib.Path]:
-    """Every README that asks for a table."""
-    return [path for path in sorted(checkout.CHARTS.glob("*/README.md")) if _TABLE.search(path.read_text())]
+    """Every README that asks for a table, and the guide to the policies."""
+    charts = [path for path in sorted(checkout.CHARTS.glob("*/README.md")) if _TABLE.search(path.read_text())]
+    return [*charts, POLICIES]
+
+
+POLICIES = checkout.ROOT / "docs" / "policies.md"
 
 
 def generate(readme: pathlib.Path) -> str:
-    """The README's text with its tables as they should be. Raises KeyError for a definition that does not exist."""
+    """The text with its tables as they should be. Raises KeyError for a definition that does not exist."""
+    if readme == POLICIES:
+        made = {"rules": policies(rules.load().values()), "built-in": not_applicable()}
+        return _TABLE.sub(lambda match: match[1] + made[match[2]] + match[3], readme.read_text())
     schema = json.loads((readme.parent / "values.schema.json").read_text())
     text = (readme.parent / "values.yaml").read_text()
     # The library's defaults reach every chart as `global`, and that is where a user sets them.
@@ -79,6 +90,30 @@ def markdown(rows: Iterable[Row]) -> str:
     """The rows as a table."""
     cells = [(f"`{key}`", default, about.replace("|", "\\|")) for key, default, about in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [("key", "default", "meaning"), ("---",) * 3, *cells])
+
+
+def policies(found: Iterable[rules.Rule]) -> str:
+    """A section for each rule, in the order of the ids."""
+    sections = []
+    for rule in sorted(found, key=lambda r: r.id):
+        where = f"<{rule.source}>" if rule.source.startswith("https://") else f"[{rule.source}](../{rule.source})"
+        kinds = ", ".join(f"`{kind}`" for kind in sorted(rule.kinds))
+        sections.append(
+            f"### {rule.id}: {rule.name}\n\n{rule.why}\n\n"
+            f"| | |\n|---|---|\n| severity | {rule.severity} |\n| judges | {kinds} |\n"
+            f"| remedy | {_cell(rule.remedy)} |\n| breaks it | `{_cell(rule.example)}` |\n| source | {where} |\n"
+        )
+    return "\n".join(sections)
+
+
+def not_applicable() -> str:
+    """The rules of checkov's own that do not apply, as a table."""
+    rows = [("rule", "why"), ("---", "---"), *((f"`{name}`", _cell(why)) for name, why in NOT_APPLICABLE.items())]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _follow(schema: Mapping[str, Any], shapes: Mapping[str, Any]) -> Mapping[str, Any]:

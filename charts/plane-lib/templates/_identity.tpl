@@ -114,11 +114,17 @@ of S3 alone. Both readers list the prefix with the slash at its end, the Run:ai 
 {{- $bucket := splitList "/" $path | first -}}
 {{- $prefix := trimPrefix (printf "%s/" $bucket) $path -}}
 {{- $arn := printf "arn:%s:s3:::%s" $global.aws.partition $bucket -}}
-{{- $statements = append $statements (dict "Sid" (printf "Read%s" $what) "Effect" "Allow"
-      "Action" (list "s3:GetObject") "Resource" (list (printf "%s/%s*" $arn $prefix))) -}}
-{{- $statements = append $statements (dict "Sid" (printf "List%s" $what) "Effect" "Allow"
+{{- $read := dict "Sid" (printf "Read%s" $what) "Effect" "Allow"
+      "Action" (list "s3:GetObject") "Resource" (list (printf "%s/%s*" $arn $prefix)) -}}
+{{- $list := dict "Sid" (printf "List%s" $what) "Effect" "Allow"
       "Action" (list "s3:ListBucket") "Resource" (list $arn)
-      "Condition" (dict "StringLike" (dict "s3:prefix" (list (printf "%s*" $prefix))))) -}}
+      "Condition" (dict "StringLike" (dict "s3:prefix" (list (printf "%s*" $prefix)))) -}}
+{{- with $global.network.s3EndpointIds -}}
+{{- $by := dict "Condition" (dict "StringEquals" (dict "aws:SourceVpce" .)) -}}
+{{- $read = merge $read $by -}}
+{{- $list = merge $list $by -}}
+{{- end -}}
+{{- $statements = concat $statements (list $read $list) -}}
 {{- end -}}
 {{- with .model.kmsKeyArn -}}
 {{- $suffix := eq $global.aws.partition "aws-cn" | ternary "amazonaws.com.cn" "amazonaws.com" -}}
@@ -155,9 +161,17 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/projects.html
 {{- end -}}
 {{- end -}}
 {{- $allow := dict "Effect" "Allow" "Action" (list "bedrock:InvokeModel" "bedrock:InvokeModelWithResponseStream") -}}
-{{- $statements := list (merge (dict "Sid" "Project" "Resource" (list (printf "%s:project/default" $own))) $allow) -}}
+{{- $here := dict "aws:RequestedRegion" $aws.region -}}
+{{- with $global.network.bedrockEndpointIds -}}
+{{- $_ := set $here "aws:SourceVpce" . -}}
+{{- end -}}
+{{- $allowHere := merge (dict "Condition" (dict "StringEquals" $here)) $allow -}}
+{{- /* A bearer token is a key that works anywhere; the router signs. https://docs.aws.amazon.com/bedrock/latest/userguide/api-keys-permissions.html */ -}}
+{{- $deny := dict "Sid" "NoBearerToken" "Effect" "Deny" "Action" (list "bedrock:CallWithBearerToken") "Resource" (list "*") -}}
+{{- $project := dict "Sid" "Project" "Resource" (list (printf "%s:project/default" $own)) -}}
+{{- $statements := list $deny (merge $project $allowHere) -}}
 {{- with uniq $bare | sortAlpha -}}
-{{- $statements = append $statements (merge (dict "Sid" "OwnRegion" "Resource" .) $allow) -}}
+{{- $statements = append $statements (merge (dict "Sid" "OwnRegion" "Resource" .) $allowHere) -}}
 {{- end -}}
 {{- range $index, $id := uniq $profiles | sortAlpha -}}
 {{- $prefix := splitList "." $id | first -}}
@@ -173,7 +187,7 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/projects.html
 {{- $models = append $models (printf "arn:%s:bedrock:%s::foundation-model/%s" $aws.partition . $model) -}}
 {{- end -}}
 {{- $statements = append $statements (merge (dict "Sid" (printf "Profile%d" $index)
-      "Resource" (list $profile)) $allow) -}}
+      "Resource" (list $profile)) $allowHere) -}}
 {{- $statements = append $statements (merge (dict "Sid" (printf "Regions%d" $index) "Resource" $models
       "Condition" (dict "StringEquals" $ofProfile)) $allow) -}}
 {{- if eq $prefix "global" -}}

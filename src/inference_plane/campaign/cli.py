@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import logging
 import pathlib
 import tempfile
@@ -11,7 +13,11 @@ import rich.box
 import rich.console
 import rich.table
 
-from . import fuzz, residency
+from inference_plane.compliance import mutations as compliance
+from inference_plane.compliance import rules
+from inference_plane.compliance.scanner import Scanner
+
+from . import fuzz, mutations, residency
 from .breaks import BREAKS
 
 
@@ -63,6 +69,43 @@ def run_fuzz(arguments: argparse.Namespace) -> int:
     )
     print("failures: " + (", ".join(f"{kind} {count:,}" for kind, count in sorted(found.failed.items())) or "none"))
     return 1 if found.failed else 0
+
+
+def add_mutations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rule", default="", metavar="PREFIX", help="only those of rules whose id begins so")
+    parser.add_argument("--checkov", action="store_true", help="by checkov itself, about a second each")
+    parser.add_argument(
+        "--compare", action="store_true", help="also by checkov's own rules alone, and by kube-score: seconds each"
+    )
+
+
+def run_mutations(arguments: argparse.Namespace) -> int:
+    chosen = [m for m in compliance.load() if m.rule.startswith(arguments.rule)]
+    with contextlib.ExitStack() as stack:
+        scan, others = mutations.by_rules, {}
+        if arguments.checkov:
+            scan = mutations.by_checkov(stack.enter_context(Scanner()), "packs")
+        if arguments.compare:
+            others["checkov's own"] = mutations.by_checkov(stack.enter_context(Scanner()), "own")
+            others["kube-score"] = mutations.by_kube_score
+        outcome = mutations.Outcome(chosen)
+        for number, outcome in enumerate(mutations.run(chosen, scan, others), 1):
+            if number % 25 == 0:
+                _say(f"{number} of {len(chosen)}: {len(outcome.lived)} lived")
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    for heading in ("rule", "name", "breaks", "found", *others):
+        table.add_column(heading, justify="left" if heading in ("rule", "name") else "right")
+    found = collections.Counter(m.rule for m in outcome.found)
+    for rule, count in sorted(collections.Counter(m.rule for m in chosen).items()):
+        also = [str(by[rule]) for by in outcome.others.values()]
+        table.add_row(rule, rules.RULES[rule].name, str(count), str(found[rule]), *also)
+    _console().print(table)
+    for mutation in outcome.lived:
+        print(f"LIVES {mutation.rule} {mutation.source} {mutation.name}: {mutation.lives or 'nobody knows why'}")
+    for name, by in outcome.others.items():
+        print(f"{name}: finds {sum(by.values())} of {len(chosen)}, {sum(by.values()) / len(chosen):.1%}")
+    print(f"mutation score {len(outcome.found) / len(chosen):.1%}: {len(outcome.found)} of {len(chosen)} found")
+    return int(any(not mutation.lives for mutation in outcome.lived))
 
 
 def _add_run(parser: argparse.ArgumentParser, requests: int) -> None:

@@ -22,6 +22,8 @@ examples:
   scripts/campaign residency                     100,000 requests under faults: some minutes
   scripts/campaign residency --requests 2000 --break no-restricted-route
   scripts/campaign fuzz                          10,000 mutated requests: a minute or two
+  scripts/campaign mutations                     every break of the policies' own suite: some minutes
+  scripts/campaign mutations --compare           beside what other scanners find of the same
 
 Exits 1 where the verdict is bad, 2 where something does not start.
 """
@@ -86,6 +88,7 @@ def _counts(counted: dict[object, int]) -> str:
 CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "accounting": ("whether every token is accounted for", add_accounting, run_accounting),
     "fuzz": ("what no client library would send, and how it is read", cli.add_fuzz, cli.run_fuzz),
+    "mutations": ("whether the policies find each break of a real render", cli.add_mutations, cli.run_mutations),
     "residency": ("whether a prompt leaves that must not", cli.add_residency, cli.run_residency),
 }
 

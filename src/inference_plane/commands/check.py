@@ -5,6 +5,7 @@ kinds.
 """
 
 import argparse
+import dataclasses
 import datetime
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from inference_plane import argocd, helm
 from inference_plane.checkout import ROOT, VALUES
 from inference_plane.commands import _environment
 from inference_plane.compliance import report, rules, suppressions
-from inference_plane.compliance.built_in import NOT_APPLICABLE
+from inference_plane.compliance.built_in import DIGESTS, NOT_APPLICABLE
 from inference_plane.compliance.scanner import NotJudged, Scanner
 from inference_plane.compliance.sources import DOCUMENT, Source, SourceError, environment, folder
 from inference_plane.manifests import CRDError, check
@@ -30,7 +31,7 @@ examples:
   scripts/check argocd/                           what Argo CD would render of its Applications
   scripts/check prod --suppressions exceptions.yaml --sarif check.sarif
 
-Suppressions are a YAML list of rule, object, reason, owner and expires (the last day). docs/policies.md lists the rules.
+Suppressions are a YAML list of rule, object, reason, owner and expires (the last day). The rules: docs/policies.md.
 """
 
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--external", action="append", default=[], metavar="'KIND NAMESPACE/NAME'", help="exists without being rendered"
     )
+    parser.add_argument("--require-digests", action="store_true", help="an image without a digest is a violation")
     parser.add_argument("--namespace", default="inference", help="where objects without one go (%(default)s)")
     arguments = parser.parse_args(argv)
     try:
@@ -95,9 +97,17 @@ def _judge(
 
 def _sources(what: str, arguments: argparse.Namespace) -> Sequence[Source]:
     if pathlib.Path(what).is_dir():
-        return folder(pathlib.Path(what), arguments.namespace, tuple(arguments.external))
-    source = environment(what, _environment.load(what), arguments.namespace)
-    return [Source(what, source.objects, source.namespace, (*source.external, *arguments.external), source.roles)]
+        found = folder(pathlib.Path(what), arguments.namespace)
+    else:
+        found = [environment(what, _environment.load(what), arguments.namespace)]
+    return [
+        dataclasses.replace(
+            source,
+            external=(*source.external, *arguments.external),
+            digests=source.digests or arguments.require_digests,
+        )
+        for source in found
+    ]
 
 
 def _artifact(what: str) -> str:
@@ -110,7 +120,8 @@ def _artifact(what: str) -> str:
 def _verdict(source: Source, scanner: Scanner) -> report.Verdict:
     started = time.monotonic()
     rules.refuse_unknown(source.judged)
-    scanner.ask(source.judged, source.namespace)
+    left_out = {i: why for i, why in NOT_APPLICABLE.items() if not (source.digests and i == DIGESTS)}
+    scanner.ask(source.judged, source.namespace, which="all", skip=left_out)
     # Checkov works on in its own process.
     shaped = [o for o in (*source.objects, *source.roles) if o["apiVersion"] != DOCUMENT["apiVersion"]]
     findings = check(shaped, namespace=source.namespace, external=source.external)
@@ -128,7 +139,8 @@ def _verdict(source: Source, scanner: Scanner) -> report.Verdict:
         objects=answer["objects"],
         judged=answer["judged"],
         built_in_rules=answer["built_in_rules"],
-        not_applicable=NOT_APPLICABLE,
+        not_applicable=left_out,
+        notes=source.notes,
         seconds=time.monotonic() - started,
     )
 

@@ -1,4 +1,4 @@
-"""Writes the tables in the charts' READMEs anew; with --check only says which README would change."""
+"""Writes the tables in the charts' READMEs and the rules in docs/policies.md anew; --check says which would change."""
 
 import argparse
 import sys

@@ -1,20 +1,28 @@
-"""Prints the IAM roles of an environment as JSON: for Terraform, the AWS CLI, or whoever reviews them."""
+"""Prints the IAM roles of an environment as JSON: for Terraform, the AWS CLI, or whoever reviews them.
+
+With --diff it says instead what an existing policy grants beyond the role's, and what it lacks.
+"""
 
 import argparse
 import json
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from inference_plane import helm
 from inference_plane.commands import _environment
+from inference_plane.compliance import iam, iam_diff
 
 EPILOG = """\
 examples:
   scripts/iam prod > roles.json                           every role, a list
   scripts/iam prod router --policy                        what the router may do
   scripts/iam prod inference-inference-router --trust     who may be it
+  scripts/iam prod router --diff policy.json              what policy.json grants beyond that, and lacks
+  scripts/iam prod router --trust --diff role.json        the same of who may be it
 
+--diff takes a policy document, or what `aws iam get-role-policy` and `get-role` print; it exits 1 on a difference.
 ROLE is the name of a role, or of a ServiceAccount where one role alone has it. The policies are those that the charts
 render with global.identity.manage: ack, whatever the environment says of it.
 """
@@ -92,15 +100,18 @@ def main(argv: list[str] | None = None) -> int:
     document = parser.add_mutually_exclusive_group()
     document.add_argument("--policy", action="store_const", dest="part", const="permissions", help="its policy alone")
     document.add_argument("--trust", action="store_const", dest="part", const="trust", help="its trust policy alone")
+    parser.add_argument("--diff", type=pathlib.Path, metavar="FILE", help="compare with an existing document of a ROLE")
     parser.add_argument("--namespace", default="inference", help="namespace of the release (%(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.part and not arguments.role:
-        parser.error("--policy and --trust want a ROLE")
+    if (arguments.part or arguments.diff) and not arguments.role:
+        parser.error("--policy, --trust and --diff want a ROLE")
     try:
         answer: Any = roles(_environment.load(arguments.environment), arguments.namespace)
         if arguments.role:
             answer = pick(answer, arguments.role)
-    except (_environment.UnknownEnvironment, UnknownRole) as error:
+        if arguments.diff:
+            return _diff(_existing(arguments.diff, arguments.part), answer, arguments.part or "permissions")
+    except (_environment.UnknownEnvironment, UnknownRole, iam.Malformed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except helm.HelmError as error:
@@ -108,6 +119,36 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(json.dumps(answer[arguments.part] if arguments.part else answer, indent=2))
     return 0
+
+
+#: What the AWS CLI wraps a document in.
+_WRAPPERS = {"permissions": ("PolicyDocument",), "trust": ("Role", "AssumeRolePolicyDocument")}
+
+
+def _existing(file: pathlib.Path, part: str | None) -> iam.Document:
+    """The policy document in a file, by itself or as the AWS CLI prints it.
+
+    Raises:
+        iam.Malformed: the file cannot be read, or holds no policy document.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise iam.Malformed(f"{file}: {error}") from error
+    for wrapper in _WRAPPERS[part or "permissions"]:
+        if isinstance(found, Mapping) and wrapper in found:
+            found = found[wrapper]
+    return iam.parse(found, str(file))
+
+
+def _diff(existing: iam.Document, role: Mapping[str, Any], part: str) -> int:
+    wide, lacking = iam_diff.compare(existing, iam.parse(role[part]))
+    for grant in wide:
+        print(f"too wide  {grant}")
+    for grant in lacking:
+        print(f"missing   {grant}")
+    print(f"{role['name']} {part}: {len(wide)} too wide, {len(lacking)} missing")
+    return int(bool(wide or lacking))
 
 
 if __name__ == "__main__":

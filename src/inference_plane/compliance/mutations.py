@@ -18,7 +18,7 @@ import yaml
 
 from inference_plane import checkout, environments, helm
 from inference_plane.compliance import rules
-from inference_plane.compliance.sources import Source, environment
+from inference_plane.compliance.sources import Source, environment, folder
 from inference_plane.kube import Index, name_of
 
 FOLDER = rules.POLICIES / "mutations"
@@ -73,7 +73,11 @@ def load(folder: pathlib.Path = FOLDER) -> list[Mutation]:
 
 @functools.cache
 def source(name: str) -> Source:
-    """A render by name: an environment (`prod`), or a case of `environments.cases` (`router/ci/fallback`)."""
+    """A render by name: an environment (`prod`), a case of `environments.cases` (`router/ci/fallback`), or a folder of
+    the checkout (`argocd/`), whose own objects it is.
+    """
+    if name.endswith("/"):
+        return folder(checkout.ROOT / name)[0]
     for case in environments.cases():
         if case.name == name:
             return Source(name, helm.template(case.chart, values=case.values).objects, "inference")
@@ -110,7 +114,7 @@ def judge(objects: Objects, namespace: str = "inference") -> list[tuple[str, str
 
 
 def find(objects: Objects, kind: str, name: str = "") -> dict[str, Any]:
-    """The one object of a kind (`Role`, or with its group `iam.services.k8s.aws/Role`), and of a name where one is given.
+    """The one object of a kind (`Role`, or with its group `iam.services.k8s.aws/Role`), of a name where one is given.
 
     Raises:
         LookupError: there is none, or more than one without a name.

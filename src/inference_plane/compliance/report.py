@@ -44,6 +44,7 @@ class Verdict:
     built_in_rules: int = 0
     #: Built-in rules of checkov that are not run, with reasons.
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     seconds: float = 0
 
 
@@ -67,6 +68,7 @@ def text(verdicts: Sequence[Verdict], rules: Mapping[str, Rule]) -> str:
             )
             lines.append(f"  because   {suppression.reason}")
             lines.append("")
+        lines += [f"note: {note}" for note in verdict.notes]
         judged = sum(1 for count in verdict.judged.values() if count)
         pairs = sum(verdict.judged.values())
         lines.append(
@@ -94,6 +96,7 @@ def as_json(verdicts: Sequence[Verdict], rules: Mapping[str, Rule]) -> str:
                 "judged": dict(verdict.judged),
                 "builtInRules": verdict.built_in_rules,
                 "notApplicable": dict(verdict.not_applicable),
+                "notes": list(verdict.notes),
                 "seconds": round(verdict.seconds, 3),
                 "violations": [_entry(v, rules.get(v.rule)) for v in verdict.violations],
                 "suppressed": [

@@ -50,7 +50,17 @@ class Rule:
 
 
 #: Kinds that no rule judges, and why none needs to. Any other kind that no rule claims cannot be judged.
-UNJUDGED: dict[str, str] = {}
+UNJUDGED: dict[str, str] = {
+    "policy/PodDisruptionBudget": "bounds evictions, and gives nobody anything",
+    "coordination.k8s.io/Lease": "holds the name of a leader",
+    "scheduling.k8s.io/PriorityClass": "orders pods; Pod Security and accounts do not depend on it",
+    "monitoring.coreos.com/PrometheusRule": "is evaluated by Prometheus over metrics, which hold no prompt",
+    "monitoring.coreos.com/PodMonitor": "names ports that NetworkPolicies open, and no credential",
+    "cert-manager.io/Certificate": "asks for a certificate of names in the cluster; its key stays in the Secret",
+    "networking.k8s.io/IngressClass": "names a controller and its parameters, which are judged",
+    "argoproj.io/AppProject": "bounds what Applications may do; those are judged by what they render",
+    "karpenter.sh/NodePool": "chooses instances; what pods get of their node is the node class's",
+}
 
 #: Every rule that was loaded, by id.
 RULES: dict[str, Rule] = {}
@@ -104,23 +114,23 @@ def on_disk(policies: pathlib.Path = POLICIES) -> set[str]:
     """The ids that the files state, read without running them.
 
     Raises:
-        RuleError: a pack has no rule, or lacks the `__init__.py` without which checkov passes it over in silence.
+        RuleError: two have one id; a pack has no rule, or lacks the `__init__.py` without which checkov passes it over.
     """
-    found = set()
+    found: list[str] = []
     for pack in PACKS:
-        folder, ids = policies / pack, set()
+        folder, ids = policies / pack, []
         if not (folder / "__init__.py").is_file():
-            raise RuleError(
-                f"{folder}/__init__.py is missing: checkov would load no rule of that folder and say nothing"
-            )
+            raise RuleError(f"{folder}/__init__.py is missing: checkov would load no rule of that folder, in silence")
         for file in (f for f in files(policies) if f.parent == folder):
             for node in ast.walk(ast.parse(file.read_text(), str(file))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "rule":
-                    ids.add(ast.literal_eval(node.args[0]))
+                    ids.append(ast.literal_eval(node.args[0]))
         if not ids:
             raise RuleError(f"{folder} has no rule")
-        found |= ids
-    return found
+        found += ids
+    if twice := sorted({id for id in found if found.count(id) > 1}):
+        raise RuleError(f"two rules on disk are called {', '.join(twice)}")
+    return set(found)
 
 
 def load(policies: pathlib.Path = POLICIES) -> dict[str, Rule]:

@@ -1,6 +1,6 @@
 """Runs checkov over renders: one JSON line in, one JSON line out, until standard input ends.
 
-    in:  {"objects": [...], "namespace": "inference", "built_in": true}
+    in:  {"objects": [...], "namespace": "inference", "which": "all", "skip": ["CKV_K8S_8"]}
     out: {"violations": [...], "built_in": [...], "judged": {...}, "objects": 92, "rules": 40, "errors": [...]}
 
 Belongs to checkov's own environment (`policies/requirements.lock`). Checkov answers "nothing wrong" in several ways
@@ -30,7 +30,6 @@ from checkov.kubernetes.runner import Runner  # noqa: E402
 from checkov.runner_filter import RunnerFilter  # noqa: E402
 
 from inference_plane.compliance import checkov_check, rules  # noqa: E402
-from inference_plane.compliance.built_in import NOT_APPLICABLE  # noqa: E402
 from inference_plane.kube import Index, name_of  # noqa: E402
 
 
@@ -51,8 +50,8 @@ def _by_kind() -> dict[str, list[Any]]:
     return {**registry.checks, **registry.wildcard_checks}
 
 
-def scan(objects: Sequence[Mapping], namespace: str, built_in: bool) -> dict[str, Any]:
-    """What the rules, and checkov's own where `built_in`, say of one render.
+def scan(objects: Sequence[Mapping], namespace: str, which: str, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """What `which` says of one render: the rules of the `packs`, or `all`, checkov's own but for those of `skip` too.
 
     Violations have `rule`, `object`, `path` and `message`; checkov's own have `rule`, `object` and `name`. `judged`
     counts the objects that each rule judged. `errors` says why the answer may not be trusted.
@@ -62,7 +61,7 @@ def scan(objects: Sequence[Mapping], namespace: str, built_in: bool) -> dict[str
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         for file, obj in files.items():
             pathlib.Path(folder, file).write_text(json.dumps(obj))
-        chosen = {"skip_checks": sorted(NOT_APPLICABLE)} if built_in else {"checks": sorted(rules.RULES)}
+        chosen = {"checks": sorted(rules.RULES)} if which == "packs" else {"skip_checks": sorted(skip)}
         report = Runner().run(root_folder=folder, runner_filter=RunnerFilter(framework=["kubernetes"], **chosen))
     records = {
         (record.file_path.rsplit("/", 1)[-1], record.check_id): record.check_result["result"]

@@ -1,5 +1,6 @@
 """The process that runs checkov, in an environment of its own, as seen from the project's."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -49,7 +50,7 @@ def set_up() -> pathlib.Path:
 
 
 class Scanner:
-    """Checkov with both packs loaded. It starts at once and loads for seconds; make it before what can be done meanwhile."""
+    """Checkov with both packs loaded. It loads for seconds: make it before what can be done meanwhile."""
 
     def __init__(self) -> None:
         environ = {key: value for key, value in os.environ.items() if not key.startswith(("CHECKOV_", "BC_", "PRISMA"))}
@@ -61,15 +62,14 @@ class Scanner:
             env=environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
         )
 
-    def ask(self, objects: Sequence[Mapping], namespace: str, *, built_in: bool = True) -> None:
-        """Begins to judge a render; `answer` waits for what comes of it."""
-        try:
-            self._process.stdin.write(
-                json.dumps({"objects": objects, "namespace": namespace, "built_in": built_in}) + "\n"
-            )
+    def ask(
+        self, objects: Sequence[Mapping], namespace: str, *, which: str = "packs", skip: Collection[str] = ()
+    ) -> None:
+        """Begins to judge a render; `answer` waits for what comes of it. For the arguments see `scan.scan`."""
+        question = {"objects": objects, "namespace": namespace, "which": which, "skip": sorted(skip)}
+        with contextlib.suppress(BrokenPipeError):  # It has said why in the answer.
+            self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has said why in the answer.
 
     def answer(self) -> dict[str, Any]:
         """What `scan.scan` made of the render.

@@ -15,7 +15,6 @@ from inference_plane.manifests.kserve import deployments
 
 #: A policy document of IAM in a file of its own, as an object: what `aws iam` and Terraform take.
 DOCUMENT = {"apiVersion": "iam.inference-plane/v1", "kind": "PolicyDocument"}
-_APPLICATION = ("Application", "ApplicationSet")
 
 
 class SourceError(Exception):
@@ -27,7 +26,8 @@ class Source:
     """Objects that are installed together.
 
     `external` names what exists without being among them, as relations spell it. `roles` are those that the charts
-    would have ACK make where the environment leaves them to somebody else: judged as if they were rendered.
+    would have ACK make where the environment leaves them to somebody else: judged as if they were rendered. `notes` say
+    what is not among the objects and could be; `digests` is whether every image must have one.
     """
 
     name: str
@@ -35,11 +35,18 @@ class Source:
     namespace: str
     external: tuple[str, ...] = ()
     roles: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    digests: bool = False
 
     @property
     def judged(self) -> list[dict[str, Any]]:
-        """All that rules judge: the objects, the roles, and the Deployments that KServe makes."""
-        return [*self.objects, *self.roles, *deployments(self.objects)]
+        """All that rules judge: the objects, the roles, the Deployments that KServe makes.
+
+        An ApplicationSet, whose templates checkov does not take, is judged as the Applications that it makes.
+        """
+        sets = [o for o in self.objects if o["kind"] == "ApplicationSet" and _of_argo(o)]
+        made = [application for one in sets for application in argocd.expand(one)]
+        return [*(o for o in self.objects if o not in sets), *made, *self.roles, *deployments(self.objects)]
 
 
 def environment(name: str, values: Mapping[str, Any], namespace: str = "inference") -> Source:
@@ -50,9 +57,16 @@ def environment(name: str, values: Mapping[str, Any], namespace: str = "inferenc
     """
     objects = helm.template("inference-plane", values=values, namespace=namespace).objects
     rendered = {o["metadata"]["name"] for o in objects if _is_role(o)}
-    identity = (values.get("global") or {}).get("identity") or {}
-    roles = () if rendered or identity.get("mode") == "none" else tuple(iam.objects(values, namespace))
-    return Source(name, objects, namespace, tuple(brought(values, namespace)), roles)
+    shared = values.get("global") or {}
+    roles: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    if not (shared.get("aws") or {}).get("accountId"):
+        notes = ("no IAM role is judged: global.aws.accountId is not set, so there are none",)
+    elif not rendered and (shared.get("identity") or {}).get("mode") != "none":
+        roles = tuple(iam.objects(values, namespace))
+    return Source(
+        name, objects, namespace, tuple(brought(values, namespace)), roles, notes, bool(shared.get("requireDigest"))
+    )
 
 
 def _is_role(obj: Mapping[str, Any]) -> bool:
@@ -73,7 +87,7 @@ def brought(values: Mapping[str, Any], namespace: str) -> list[str]:
     return found
 
 
-def folder(root: pathlib.Path, namespace: str = "inference", external: tuple[str, ...] = ()) -> list[Source]:
+def folder(root: pathlib.Path, namespace: str = "inference") -> list[Source]:
     """The manifests in a folder and all below it, as one source; what its Argo CD Applications render, as one more each
     cluster.
 
@@ -85,9 +99,8 @@ def folder(root: pathlib.Path, namespace: str = "inference", external: tuple[str
     objects = [obj for file in files for obj in _objects(file, root)]
     if not objects:
         raise SourceError(f"{root}: no object in any *.yaml, *.yml or *.json below it")
-    applications = [o for o in objects if o["kind"] == "Application" and _of_argo(o)]
-    applications += [app for o in objects if o["kind"] == "ApplicationSet" and _of_argo(o) for app in argocd.expand(o)]
-    found = [Source(str(root), objects, namespace, external)]
+    found = [Source(str(root), objects, namespace)]
+    applications = [o for o in found[0].judged if o["kind"] == "Application" and _of_argo(o)]
     clusters: dict[str, list[Mapping]] = {}
     for application in applications:
         if "path" in (application["spec"].get("source") or {}) and "helm" not in application["spec"]["source"]:
@@ -98,7 +111,7 @@ def folder(root: pathlib.Path, namespace: str = "inference", external: tuple[str
         names = ", ".join(member["metadata"]["name"] for member in members)
         made = [obj for member in members for obj in argocd.render(member, tests=True)]
         unique = list({name_of(obj): obj for obj in made}.values())
-        found.append(Source(f"{root}: {names} on {cluster}", unique, namespace, external))
+        found.append(Source(f"{root}: {names} on {cluster}", unique, namespace))
     return found
 
 

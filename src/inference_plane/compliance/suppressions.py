@@ -52,7 +52,7 @@ def read(file: pathlib.Path) -> list[Suppression]:
 def apply(
     violations: Sequence[Violation], suppressions: Sequence[Suppression], today: datetime.date
 ) -> tuple[list[Violation], list[tuple[Suppression, Violation]]]:
-    """What is left, and what is suppressed by which. One that has expired, or suppresses nothing, is left as a violation."""
+    """What is left, and what is suppressed by which. One that has expired, or suppresses nothing, is a violation."""
     left, suppressed, used = [], [], set()
     for violation in violations:
         match = next(

@@ -31,6 +31,8 @@ class Tool:
 TOOLS = {
     "actionlint": Tool("github.com/rhysd/actionlint/cmd/actionlint", "some seconds"),
     "ct": Tool("github.com/helm/chart-testing/v3/ct", "a minute"),
+    # Stands beside the policies in `scripts/campaign mutations --compare`.
+    "kube-score": Tool("github.com/zegl/kube-score/cmd/kube-score", "a minute"),
     # Rules need no service discovery, which is most of what there would be to compile.
     "promtool": Tool("github.com/prometheus/prometheus/cmd/promtool", "four minutes", tags="remove_all_sd"),
     # Counts token budgets; no registry of packages carries it.
