@@ -173,9 +173,7 @@ def _(objects):
     engine(objects)["args"][1] = "acme/model"
 
 
-for index, source in enumerate(
-    ("acme/model", "/mnt/models/weights", "s3://payer-models/prior-auth/latest/", "hf://acme/model")
-):
+for source in ("acme/model", "/mnt/models/weights", "s3://payer-models/prior-auth/latest/", "hf://acme/model"):
 
     @mutation("PLANE_RES_62", f"weights for Neuron from {source}", source="neuron")
     def _(objects, source=source):

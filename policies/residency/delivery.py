@@ -16,7 +16,8 @@ _KSERVE = "serving.kserve.io"
     "An InferenceService is the plane's own pod and nothing more",
     severity="CRITICAL",
     kinds={f"{_KSERVE}/InferenceService"},
-    why="KServe's logger posts requests and answers to any address; a transformer or explainer sees prompts; a storageUri "
+    why="KServe's logger posts requests and answers to any address; a transformer or explainer sees prompts; a "
+    "storageUri "
     "or a runtime brings weights and servers that nobody judges.",
     remedy="Leave the InferenceService of charts/kserve: one predictor with containers, visible in the cluster alone.",
     source="https://kserve.github.io/website/docs/model-serving/predictive-inference/logger/basic-logger",
@@ -55,7 +56,8 @@ def only_a_pod(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     kinds={
         f"{_KSERVE}/{kind}"
         for kind in (
-            "InferenceGraph ServingRuntime ClusterServingRuntime TrainedModel LLMInferenceService LLMInferenceServiceConfig "
+            "InferenceGraph ServingRuntime ClusterServingRuntime TrainedModel LLMInferenceService "
+            "LLMInferenceServiceConfig "
             "ClusterStorageContainer LocalModelCache LocalModelNode LocalModelNodeGroup"
         ).split()
     },
@@ -150,10 +152,11 @@ def repositories_are_named(obj: Mapping, index: Index) -> Iterator[tuple[str, st
     "A condition on the VPC's endpoints names them",
     severity="MEDIUM",
     kinds={"iam.services.k8s.aws/Role", "iam.services.k8s.aws/Policy", "iam.inference-plane/PolicyDocument"},
-    why="Where a role says through which endpoint requests come, a star, a network of somebody else or a condition that "
+    why="Where a role says through which endpoint requests come, a star, a network of somebody else or a condition "
+    "that "
     "holds where nothing is said lets them come through the internet.",
     remedy="Use StringEquals with aws:SourceVpce and whole ids.",
-    source="https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html#condition-keys-sourcevpce",
+    source="https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html",
     example='"Condition": {"StringLike": {"aws:SourceVpce": "vpce-*"}}',
 )
 def endpoints_are_named(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from inference_plane.compliance import envoy
-from inference_plane.compliance.engines import environment, flags, means, of_reason, serves, shipped, strings
 from inference_plane.compliance.engines import engines as of
+from inference_plane.compliance.engines import environment, flags, means, of_reason, serves, shipped, strings
 from inference_plane.compliance.envoy import dig, items, text
 from inference_plane.compliance.rules import rule
 from inference_plane.kube import Index, Workload, containers, meta
@@ -96,7 +96,8 @@ def no_hub(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     "Weights come from one version's prefix in S3, or from the image",
     severity="HIGH",
     kinds=PODS,
-    why="What answers prompts is the version that was approved: a prefix that moves, or a place that others write, puts "
+    why="What answers prompts is the version that was approved: a prefix that moves, or a place that others write, "
+    "puts "
     "another in its place.",
     remedy="Set global.models.MODEL.source to s3://BUCKET/…/VERSION/ or to a folder of the image.",
     source="docs/roll-a-version.md",
@@ -266,7 +267,8 @@ def engines_run_the_charts(obj: Mapping, index: Index) -> Iterator[tuple[str, st
     "An engine opens no way that the router does not know",
     severity="CRITICAL",
     kinds=PODS,
-    why="Keys and values of prompts, events of them, tools and other servers are all ways for a prompt to leave an engine.",
+    why="Keys and values of prompts, events of them, tools and other servers are all ways for a prompt to leave an "
+    "engine.",
     remedy="Remove the flag or the variable.",
     source="https://docs.vllm.ai/en/latest/cli/serve/",
     example='args: [serve, s3://payer-models/records/v3/, --kv-transfer-config={"kv_connector": "LMCacheConnectorV1"}]',

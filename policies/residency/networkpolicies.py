@@ -80,7 +80,8 @@ def every_pod_is_bounded(obj: Mapping, index: Index) -> Iterator[tuple[str, str]
     "Egress names pods or blocks of addresses, and ports",
     severity="CRITICAL",
     kinds=_POLICY,
-    why="An empty list of peers or ports means all of them; a block as wide as the internet means the same in other words.",
+    why="An empty list of peers or ports means all of them; a block as wide as the internet means the same in other "
+    "words.",
     remedy="Name the subnets of endpoints in global.network, none wider than a VPC.",
     source="https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/",
     example="egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]",
@@ -230,7 +231,8 @@ def _traces(engines: list[Workload]) -> bool:
     "AWS is reached by endpoints of the VPC",
     severity="HIGH",
     kinds=_POLICY,
-    why="Public addresses of AWS are reached through a NAT gateway, over networks that carry whatever goes out. Weights "
+    why="Public addresses of AWS are reached through a NAT gateway, over networks that carry whatever goes out. "
+    "Weights "
     "may come from the public list of a gateway endpoint of S3, which leaves nothing of that; prompts may not.",
     remedy="Set global.network.bedrockCidrs and stsCidrs to the subnets of interface endpoints with private DNS.",
     source="https://docs.aws.amazon.com/bedrock/latest/userguide/vpc-interface-endpoints.html",

@@ -14,7 +14,8 @@ _CLASSES = {"karpenter.k8s.aws/EC2NodeClass", "eks.amazonaws.com/NodeClass"}
     "Nodes stand in subnets and security groups that tags name",
     severity="HIGH",
     kinds=_CLASSES,
-    why="A tag says what a subnet is for, and who owns the network sets it; an id, a name or an empty term says nothing, "
+    why="A tag says what a subnet is for, and who owns the network sets it; an id, a name or an empty term says "
+    "nothing, "
     "and a term without tags takes any subnet, public ones too.",
     remedy="Set nodeClass.subnetTags to tags of private subnets, such as kubernetes.io/role/internal-elb, and "
     "securityGroupTags.",
