@@ -2,7 +2,7 @@
 
 import copy
 
-from inference_plane.compliance.mutations import config, find, mutation
+from inference_plane.compliance.mutations import config, mutation
 
 #: appeals-draft may fall back within the Region, clinical-summary may not leave the cluster.
 FREE, KEPT = "appeals-draft", "clinical-summary"
@@ -268,7 +268,7 @@ on_route(
 on_route("PLANE_RES_20", "the restricted route goes to Bedrock", lambda r: r.update(route=dict(PLUGIN)), of=RESTRICTED)
 on_route("PLANE_RES_21", "the restricted route goes to Bedrock", lambda r: r.update(route=dict(PLUGIN)), of=RESTRICTED)
 
-for source, model in (("router/ci/fallback", "letters-night"), ("prod-dr", "appeals-draft")):
+for source in ("router/ci/fallback", "prod-dr"):
 
     @mutation("PLANE_RES_20", "no restricted route", source=source)
     def _(objects):

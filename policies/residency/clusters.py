@@ -173,7 +173,8 @@ def _of_clusters(router: Router, index: Index) -> Iterator[Fault]:
     "A Bedrock id shows where it is processed, within the residency",
     severity="CRITICAL",
     kinds=_CONFIG,
-    why="A bare model is processed in the Region that is called, a system inference profile in its geography, a global one "
+    why="A bare model is processed in the Region that is called, a system inference profile in its geography, a "
+    "global one "
     "anywhere. An ARN, an application inference profile or a prompt router says nothing of it.",
     remedy="Set a foundation-model id, or a listed profile of the plane's geography with residency: geography.",
     source="https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-support.html",
@@ -281,7 +282,8 @@ def retention_is_stated(router: Router, index: Index) -> Iterator[Fault]:
     "A request to Bedrock is addressed, rewritten and signed, with the pod's own role",
     severity="CRITICAL",
     kinds=_CONFIG,
-    why="bedrock.lua writes the one target into the body and takes off what the plane knows of the caller; a request that "
+    why="bedrock.lua writes the one target into the body and takes off what the plane knows of the caller; a request "
+    "that "
     "passes it by asks for what the client named. Keys of another account would have prompts processed, and logged, "
     "there.",
     remedy="Leave the filters of charts/router: header_mutation, lua, aws_request_signing, upstream_codec.",
@@ -330,8 +332,9 @@ def rewritten_and_signed(router: Router, index: Index) -> Iterator[Fault]:
     severity="CRITICAL",
     kinds=_CONFIG,
     why="TLS without an authority, or for another name, encrypts a prompt for whoever answers.",
-    remedy="Leave sni, match_typed_subject_alt_names and the authorities as charts/router renders them; see docs/tls.md.",
-    source="https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/security/ssl#enabling-certificate-verification",
+    remedy="Leave sni, match_typed_subject_alt_names and the authorities as charts/router renders them; see "
+    "docs/tls.md.",
+    source="https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/security/ssl",
     example="a transport_socket without match_typed_subject_alt_names",
 )
 @envoy.judged

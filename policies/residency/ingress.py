@@ -96,7 +96,7 @@ def internal_scheme(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     kinds={"networking.k8s.io/Ingress", "gateway.k8s.aws/LoadBalancerConfiguration"},
     why="Without a list the controllers open the security group to everybody.",
     remedy="Set alb-ingress.inbound.cidrs or inbound.prefixLists to the networks of the plane's clients.",
-    source="https://kubernetes-sigs.github.io/aws-load-balancer-controller/latest/guide/ingress/annotations/#inbound-cidrs",
+    source="https://kubernetes-sigs.github.io/aws-load-balancer-controller/latest/guide/ingress/annotations/",
     example="alb.ingress.kubernetes.io/inbound-cidrs: 0.0.0.0/0",
 )
 def named_sources(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
@@ -127,7 +127,8 @@ def named_sources(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
 
 
 def _is_router(name: str, namespace: str, index: Index) -> bool:
-    """Whether a Service is the router's: by the pods that it selects, or its name where its chart is not in the render."""
+    """Whether a Service is the router's: by the pods that it selects, or its name where its chart is not in the "
+    "render."""
     service = index.get("Service", namespace, name)
     if service is None:
         return name == "router" and not any(envoy.routers(index))

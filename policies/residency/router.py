@@ -410,16 +410,12 @@ def _operators(written: str) -> list[str]:
     """What stands between percent signs, where a time's format has some of its own."""
     found, rest = [], written
     while (start := rest.find("%")) >= 0:
-        name = rest[start + 1 :]
-        depth = end = 0
-        for end, letter in enumerate(name):
-            depth += (letter == "(") - (letter == ")")
-            if letter == "%" and depth == 0:
-                break
-        else:
-            end = len(name)
-        found.append(name[:end])
-        rest = name[end + 1 :]
+        rest, depth, end = rest[start + 1 :], 0, 0
+        while end < len(rest) and (rest[end] != "%" or depth):
+            depth += (rest[end] == "(") - (rest[end] == ")")
+            end += 1
+        found.append(rest[:end])
+        rest = rest[end + 1 :]
     return found
 
 

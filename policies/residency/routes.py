@@ -55,7 +55,8 @@ def is_bedrock(cluster: Cluster) -> bool:
     why="Each way through the routes of a model is followed to every cluster that it can end at, for a request without "
     "x-residency, with each residency, and with words that are none. A prompt travels no farther than the model's "
     "residency and the request's.",
-    remedy="Set the model's residency or its fallback so that the one covers the other; charts/router renders the routes.",
+    remedy="Set the model's residency or its fallback so that the one covers the other; charts/router renders the "
+    "routes.",
     source="docs/residency.md#the-header",
     example='"route": {"weighted_clusters": {"clusters": [{"name": "bedrock/assistant", "weight": 1}]}}',
 )
@@ -103,7 +104,8 @@ def _beyond(router: Router, index: Index, route: Route, name: str, asked: str | 
     "What asks to stay meets the restricted route first",
     severity="CRITICAL",
     kinds=_CONFIG,
-    why="The route that knows the fleet alone has to stand before every way to Amazon Bedrock, for exactly the residencies "
+    why="The route that knows the fleet alone has to stand before every way to Amazon Bedrock, for exactly the "
+    "residencies "
     "that do not reach it: one fewer lets a prompt out, one more takes a fallback away that was promised.",
     remedy="Leave MODEL/chat/restricted where charts/router puts it, with the expression of the fallback's reach.",
     source="docs/residency.md#the-header",
@@ -160,7 +162,7 @@ def _restricted(match: Mapping) -> tuple[str, str]:
     why="A header that a route sets can be the model, the residency or the target that a later filter goes by.",
     remedy="Let routes set the first-token budget and its start alone.",
     source="docs/router.md#headers-inside-the-plane",
-    example='"request_headers_to_add": [{"header": {"key": "x-plane-target", "value": "global.amazon.nova-lite-v1:0"}}]',
+    example='"request_headers_to_add": [{"header": {"key": "x-plane-model", "value": "records"}}]',
 )
 @envoy.judged
 def routes_set_nothing_else(router: Router, index: Index) -> Iterator[Fault]:
@@ -194,7 +196,8 @@ def routes_set_nothing_else(router: Router, index: Index) -> Iterator[Fault]:
     "Every cluster is named by what may use it, and every name has one",
     severity="HIGH",
     kinds=_CONFIG,
-    why="A cluster that nothing names is a way that waits for a name; a name without a cluster goes to whatever gets it.",
+    why="A cluster that nothing names is a way that waits for a name; a name without a cluster goes to whatever gets "
+    "it.",
     remedy="Remove the cluster, or the name.",
     source="https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/config/cluster/v3/cluster.proto",
     example='{"name": "spare", "load_assignment": {"endpoints": [...]}}',

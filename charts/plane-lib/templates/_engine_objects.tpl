@@ -278,7 +278,7 @@ data:
 {{/* The pod of `helm test`, and its way out: takes the root. */}}
 {{- define "plane.engineStranger" -}}
 {{- $name := printf "%s-%s-stranger" .Release.Name .Chart.Name -}}
-# The stranger may send to every engine, so that it is the engines' own policies that refuse it.
+# The stranger may send to every engine of the release, so that it is the engines' own policies that refuse it.
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
@@ -298,11 +298,22 @@ spec:
   ingress: []
   egress:
     {{- include "plane.egressDns" $ | nindent 4 }}
+    {{- $namespaces := list }}
+    {{- range include "plane.engineFleets" $ | fromJson }}
+    {{- $namespaces = append $namespaces .namespace }}
+    {{- end }}
     - to:
-        - namespaceSelector: {}
+        {{- range uniq $namespaces | sortAlpha }}
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: {{ . }}
           podSelector:
             matchLabels:
               app.kubernetes.io/component: engine
+        {{- end }}
+      ports:
+        - {protocol: TCP, port: {{ include "plane.enginePort" $ }}}
+        - {protocol: TCP, port: {{ include "plane.engineMetricsPort" $ }}}
 ---
 # A pod that is not the router: every port of every engine must refuse it.
 apiVersion: v1
