@@ -333,7 +333,7 @@ def _tags(statement: iam.Statement) -> dict[str, str]:
     severity="CRITICAL",
     kinds=iam.HOLDERS,
     why="Without the tags every pod of every cluster of the account may have the role, once somebody associates it.",
-    remedy="StringEquals of eks-cluster-arn, kubernetes-namespace, kubernetes-service-account and aws:SourceAccount, or "
+    remedy="StringEquals of eks-cluster-arn, kubernetes-namespace, kubernetes-service-account, aws:SourceAccount; or "
     "of sub and aud of the OIDC provider.",
     source=_POD_IDENTITY,
     example='"StringLike": {"aws:RequestTag/kubernetes-namespace": "*"}',

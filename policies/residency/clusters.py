@@ -326,6 +326,10 @@ def rewritten_and_signed(router: Router, index: Index) -> Iterator[Fault]:
                 yield owner, where, f"of {cluster.name} {message}"
 
 
+#: The plane's own services that the router asks.
+_INNER = ("policy", "ratelimit")
+
+
 @rule(
     "PLANE_RES_36",
     "Every upstream proves its name",
@@ -350,7 +354,7 @@ def upstreams_prove_their_name(router: Router, index: Index) -> Iterator[Fault]:
         if not socket:
             if outside and cluster.name not in ("admin", "traces"):
                 yield (owner, cluster.at(), f"{cluster.name} sends in clear text to {', '.join(sorted(outside))}")
-            elif cluster in fleets(router) and (encrypted or front):
+            elif (cluster in fleets(router) or cluster.name in _INNER) and (encrypted or front):
                 why = "clients are served" if front else f"{sorted(encrypted)[0]} is asked"
                 yield (owner, cluster.at(), f"{cluster.name} is asked in clear text, while {why} by TLS")
             continue
@@ -370,7 +374,11 @@ def upstreams_prove_their_name(router: Router, index: Index) -> Iterator[Fault]:
         inside = dig(common, "combined_validation_context", "validation_context_sds_secret_config", "name") == "ca"
         ca = dig(common, "validation_context", "trusted_ca") or {}
         inline = text(ca.get("inline_string")) and cluster.name == "jwks"
-        if not (inside if cluster in fleets(router) else ca == {"filename": _AUTHORITIES} or inline):
+        if not (
+            inside
+            if cluster in fleets(router) or cluster.name in _INNER
+            else ca == {"filename": _AUTHORITIES} or inline
+        ):
             yield owner, where, f"of {cluster.name} believes {ca or 'no authority'}"
     for cluster in router.clusters:
         for i, match in enumerate(items(cluster.config.get("transport_socket_matches"))):

@@ -223,6 +223,15 @@ def told_by_files(router: Router, index: Index) -> Iterator[Fault]:
         for key in _keys(layer.get("static_layer")):
             if key.split(".")[0] == "fallback" and key not in used:
                 yield (file.owner, file.at(*where), f"names {key}, which no route asks for")
+    for runtime in router.of("runtime"):
+        for i, resource in enumerate(items(dig(runtime.parsed, "resources"))):
+            for key in _keys(resource.get("layer")):
+                if key.split(".")[0] == "fallback":
+                    yield (
+                        runtime.owner,
+                        runtime.at("resources", i),
+                        f"fixes {key}, a share that the policy service says",
+                    )
     policy = router.cluster("policy")
     if dig(file.parsed, "layered_runtime") and "rtds_layer" in str(file.parsed["layered_runtime"]):
         for host, _ in policy.hosts if policy else [("nobody", 0)]:
@@ -256,6 +265,7 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
     order = [
         "envoy.filters.http.jwt_authn",
         "identity",
+        "caller",
         "envoy.filters.http.rbac",
         "envoy.filters.http.lua",
         "envoy.filters.http.set_filter_state",
@@ -264,7 +274,7 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
         "envoy.filters.http.sse_to_metadata",
         "envoy.filters.http.router",
     ]
-    needed = {order[3], order[-1]}
+    needed = {"envoy.filters.http.lua", order[-1]}
     for name, manager, path in router.managers:
         file, where = router.bootstrap, (*path, "http_filters")
         filters = [text(one.get("name")) for one in items(manager.get("http_filters"))]
@@ -274,8 +284,8 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
             continue
         if filters != [one for one in order if one in filters] or not needed <= set(filters):
             yield (file.owner, file.at(*where), f"are {filters}, not those of the chart in its order")
-        if 0 < len(set(order[:3]) & set(filters)) < 3:
-            yield (file.owner, file.at(*where), f"have {filters[:2]} of {order[:3]}, which stand or fall together")
+        if 0 < len(set(order[:4]) & set(filters)) < 4:
+            yield (file.owner, file.at(*where), f"have {filters[:3]} of {order[:4]}, which stand or fall together")
         removed = {
             dig(mutation, "remove_on_match", "key_matcher", "prefix")
             for extension in items(manager.get("early_header_mutation_extensions"))
@@ -381,19 +391,24 @@ def no_prompt_in_lines(router: Router, index: Index) -> Iterator[Fault]:
 
 
 #: What a line may say of a request. Metadata is that of the charts' own filters.
-_FACTS = frozenset(
-    "START_TIME REQ(x-request-id) REQ(:method) DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT PATH(NQ):128 ROUTE_NAME "
-    "UPSTREAM_HOST UPSTREAM_REQUEST_ATTEMPT_COUNT RESPONSE_CODE RESP(content-type) RESP(x-plane-reason) "
-    "RESPONSE_CODE_DETAILS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT UPSTREAM_CONNECTION_POOL_READY_DURATION "
-    "RESPONSE_DURATION DURATION".split()
-) | {
-    f"DYNAMIC_METADATA({key})"
-    for key in (
-        "inference-plane:team inference-plane:cost_center inference-plane:subject inference-plane:requested_model "
-        "inference-plane:requested_residency inference-plane:budget_estimate usage:prompt_tokens "
-        "usage:completion_tokens usage:cached_tokens"
-    ).split()
-}
+_FACTS = (
+    frozenset(
+        "START_TIME REQ(x-request-id) REQ(:method) DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT PATH(NQ):128 ROUTE_NAME "
+        "UPSTREAM_HOST UPSTREAM_REQUEST_ATTEMPT_COUNT RESPONSE_CODE RESP(content-type) RESP(x-plane-reason) "
+        "RESPONSE_CODE_DETAILS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT UPSTREAM_CONNECTION_POOL_READY_DURATION "
+        "RESPONSE_DURATION DURATION".split()
+    )
+    | {
+        f"DYNAMIC_METADATA({key})"
+        for key in (
+            "inference-plane:budget_estimate usage:prompt_tokens usage:completion_tokens usage:cached_tokens"
+        ).split()
+    }
+    | {
+        f"FILTER_STATE(inference-plane.{key}:PLAIN)"
+        for key in ("team", "cost_center", "subject", "requested_model", "requested_residency")
+    }
+)
 
 
 def _is_fact(operator: str) -> bool:

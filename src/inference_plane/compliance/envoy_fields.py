@@ -155,6 +155,24 @@ _LOG_FILTER = _LOG_FILTERS | {"and_filter": {"filters": [_LOG_FILTERS]}}
 #: Fields that an extension has beside its name and configuration.
 EXTRA = {"filter": _LOG_FILTER}
 
+
+def _kept(texts: Mapping[str, str]) -> Shape:
+    """What is kept of a request for the balancer, the audit line and the counters, by its name."""
+    return {
+        "on_request_headers": [
+            {
+                "object_key": {f"inference-plane.{key}" for key in texts},
+                "factory_key": {"envoy.hashable_string", "envoy.string"},
+                "format_string": {
+                    "text_format_source": {"inline_string": set(texts.values())},
+                    "omit_empty_values": {True},
+                },
+                "skip_if_empty": {True},
+            }
+        ]
+    }
+
+
 _LOCAL_REPLY = {
     "mappers": [
         {
@@ -180,7 +198,7 @@ _UPSTREAM_SOCKET = Extension(
             "max_session_keys": {0},
             "common_tls_context": {
                 "tls_params": _TLS_PARAMETERS,
-                "alpn_protocols": [{"http/1.1"}],
+                "alpn_protocols": [{"h2", "http/1.1"}],
                 "validation_context": _VALIDATION,
                 "combined_validation_context": {
                     "default_validation_context": _VALIDATION,
@@ -438,6 +456,11 @@ _FRONT_FILTERS = Extension(
     ),
     ("identity", _V + "filters.http.lua.v3.Lua", {"default_source_code": {"filename": str}}),
     (
+        "caller",
+        _V + "filters.http.set_filter_state.v3.Config",
+        _kept({key: f"%DYNAMIC_METADATA(inference-plane:{key})%" for key in ("team", "cost_center", "subject")}),
+    ),
+    (
         "envoy.filters.http.rbac",
         _V + "filters.http.rbac.v3.RBAC",
         {
@@ -456,19 +479,13 @@ _FRONT_FILTERS = Extension(
     (
         "envoy.filters.http.set_filter_state",
         _V + "filters.http.set_filter_state.v3.Config",
-        {
-            "on_request_headers": [
-                {
-                    "object_key": {"inference-plane.affinity"},
-                    "factory_key": {"envoy.hashable_string"},
-                    "format_string": {
-                        "text_format_source": {"inline_string": {"%DYNAMIC_METADATA(inference-plane:affinity)%"}},
-                        "omit_empty_values": {True},
-                    },
-                    "skip_if_empty": {True},
-                }
-            ]
-        },
+        _kept(
+            {
+                "affinity": "%DYNAMIC_METADATA(inference-plane:affinity)%",
+                "requested_model": "%REQ(x-plane-model)%",
+                "requested_residency": "%REQ(x-residency)%",
+            }
+        ),
     ),
     (
         "envoy.filters.http.header_to_metadata",
@@ -670,8 +687,9 @@ BOOTSTRAP = {
                 "name": str,
                 "static_layer": Each(Anything),
                 "rtds_layer": {
-                    "name": {"policy"},
+                    "name": {"policy", "fixed"},
                     "rtds_config": {
+                        "path_config_source": FILE["path_config_source"],
                         "resource_api_version": {"V3"},
                         "initial_fetch_timeout": duration,
                         "api_config_source": {
@@ -745,5 +763,6 @@ FILES: Mapping[str, Shape] = {
     "bootstrap": BOOTSTRAP,
     "clusters": _answer(Message(("envoy.config.cluster.v3.Cluster", _CLUSTER))),
     "routes": _answer(Message(("envoy.config.route.v3.RouteConfiguration", ROUTE_CONFIGURATION))),
+    "runtime": _answer(Message(("envoy.service.runtime.v3.Runtime", {"name": {"fixed"}, "layer": Each(int)}))),
     "secret": _answer(Message((_V + "transport_sockets.tls.v3.Secret", _SECRET))),
 }

@@ -98,12 +98,16 @@ def mutate(change: Mutation) -> Objects:
     return after
 
 
-def judge(objects: Objects, namespace: str = "inference") -> list[tuple[str, str, str, str]]:
-    """(rule, object, path, message) of every violation, by the rules' own functions without checkov."""
+def judge(objects: Objects, namespace: str = "inference", only: str = "") -> list[tuple[str, str, str, str]]:
+    """(rule, object, path, message) of every violation, of one rule alone where `only` names it.
+
+    By the rules' own functions without checkov.
+    """
     index = Index(objects, namespace, ())
     return [
         (rule.id, name_of(obj), path, message)
         for rule in rules.load().values()
+        if only in ("", rule.id)
         for obj in objects
         if rule.claims(obj)
         for path, message in rule.judge(obj, index)
