@@ -2,7 +2,7 @@
 
 import copy
 
-from inference_plane.compliance.mutations import find, mutation
+from inference_plane.compliance.mutations import config, find, mutation
 
 ENGINE = "clinical-summary"
 HTTPS = [{"protocol": "TCP", "port": 443}]
@@ -223,8 +223,6 @@ for address in ("8.8.8.8", "resolver.example.com"):
 
     @mutation("PLANE_RES_46", f"names by {address}")
     def _(objects, address=address):
-        from inference_plane.compliance.mutations import config
-
         with config(objects, "router-bootstrap", "bootstrap.json") as document:
             resolver = {"socket_address": {"address": address, "port_value": 53}}
             document["typed_dns_resolver_config"]["typed_config"]["resolvers"] = [resolver]

@@ -5,7 +5,7 @@ import copy
 import yaml
 
 from inference_plane import checkout
-from inference_plane.compliance.mutations import find, mutation
+from inference_plane.compliance.mutations import document, find, mutation
 
 AUTO = "auto-mode"
 #: Tags that say less than they seem to.
@@ -228,8 +228,6 @@ for name, condition in {
 
     @mutation("PLANE_RES_74", f"a role whose requests come by {name}")
     def _(objects, condition=condition):
-        from inference_plane.compliance.mutations import document
-
         role = find(objects, "iam.services.k8s.aws/Role", "router")
         with document(role["spec"]["inlinePolicies"], "inference-plane") as policy:
-            policy["Statement"][0]["Condition"] = condition
+            next(one for one in policy["Statement"] if one["Effect"] == "Allow")["Condition"] = condition

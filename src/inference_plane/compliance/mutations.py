@@ -99,15 +99,11 @@ def mutate(change: Mutation) -> Objects:
 
 
 def judge(objects: Objects, namespace: str = "inference", only: str = "") -> list[tuple[str, str, str, str]]:
-    """(rule, object, path, message) of every violation, of one rule alone where `only` names it.
-
-    By the rules' own functions without checkov.
-    """
+    """(rule, object, path, message) of every violation, by the rules' own functions without checkov, or by one rule."""
     index = Index(objects, namespace, ())
     return [
         (rule.id, name_of(obj), path, message)
-        for rule in rules.load().values()
-        if only in ("", rule.id)
+        for rule in ([rules.RULES[only]] if only else rules.load().values())
         for obj in objects
         if rule.claims(obj)
         for path, message in rule.judge(obj, index)
