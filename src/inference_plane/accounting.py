@@ -416,11 +416,12 @@ def _charged(
         last = charged
         time.sleep(0.5)
     finished = {line["request_id"]: line for line in tries if line["outcome"] == "finished"}
-    answered = {line["request_id"] for line in ends if line["status"] == 200 and line["backend"] == "fleet"}
+    # Whole ones: of an answer whose client left the router may have seen less than the engine made.
+    whole = {line["request_id"] for line in ends if line["status"] == 200 and line["details"] == "via_upstream"}
     free = sum(
         max(0, line["prompt_tokens"] + line["completion_tokens"] - owes[name])
         for name, line in finished.items()
-        if name in answered
+        if name in whole
     )
     checks: dict[str, tuple[Any, Any]] = {
         "requests whose line has another team than their prompt": (
