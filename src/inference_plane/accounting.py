@@ -1,16 +1,22 @@
 """Whether every token is accounted for: a mixed run with aborts, and the same tokens read from four places.
 
-Real: Envoy on the rendered files, the engines' middleware, tokens of callers, sockets. Stands in: vLLM, by replayed
+And whether each team is charged its own tokens and nobody else's: what the rate-limit service counted of its budget,
+beside what engines and Amazon Bedrock were asked in its name. Whose a request is says its prompt, not the router.
+
+Real: Envoy on the rendered files, the engines' middleware, the rate-limit service, tokens of callers, sockets. Stands in: vLLM, by replayed
 engines that count as it does (`onehost.surface`), and Amazon Bedrock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import random
 import re
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -21,7 +27,8 @@ from typing import Any
 
 import aiohttp
 
-from inference_plane import usage
+from inference_plane import helm, usage
+from inference_plane.campaign.breaks import changed
 from inference_plane.onehost.bed import Bed
 from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.replay import ReplayEngine
@@ -32,9 +39,34 @@ CHAT, VECTORS = "/v1/chat/completions", "/v1/embeddings"
 TARGET = "openai.gpt-oss-120b-1:0"
 BUDGET_MS = 150
 TEAMS = {"care": {"costCenter": "4710"}, "appeals": {"costCenter": "4711"}}
+#: Tokens a minute, which no run uses up: what is charged counts, not what is refused.
+BUDGET = 1_000_000_000
+READ_SECONDS = 5.0  # between two looks at counters that the store keeps for a minute after their last charge
+_TEAM = re.compile(rf"\bfor ({'|'.join(TEAMS)})\b")
 
 
-def catalogue(auth: Mapping[str, Any]) -> dict[str, Any]:
+def _one_team(files: dict[str, str]) -> None:
+    bootstrap = json.loads(files["bootstrap.json"])
+    key = {"key": "inference-plane", "path": [{"key": "budget_team"}]}
+    theirs = {"metadata": {"descriptor_key": "team", "metadata_key": key}}
+    care = {"generic_key": {"descriptor_key": "team", "descriptor_value": "care"}}
+    found = 0
+    for listener in bootstrap["static_resources"]["listeners"]:
+        for network in listener["filter_chains"][0]["filters"]:
+            for each in network["typed_config"].get("http_filters", ()):
+                for limit in each["typed_config"].get("rate_limits", ()):
+                    if limit["actions"] == [theirs]:
+                        limit["actions"], found = [care], found + 1
+    if not found:
+        raise ValueError("no budget is charged by the team of the request: the break has to follow the chart")
+    files["bootstrap.json"] = json.dumps(bootstrap)
+
+
+#: What each break takes away, and how, so that a run shows that it would notice.
+BREAKS = {"one-team": ("whose budget is charged: it is always that of `care`", _one_team)}
+
+
+def catalogue(auth: Mapping[str, Any], budgets: bool) -> dict[str, Any]:
     """One model with two engines and a fallback, one whose first engine drains, one that embeds, and one of nobody."""
 
     def model(name: str, **more: Any) -> dict[str, Any]:
@@ -48,7 +80,7 @@ def catalogue(auth: Mapping[str, Any]) -> dict[str, Any]:
             "aws": {"region": "eu-central-1"},
             "tls": {"mode": "none"},
             "network": {"policies": False},
-            "teams": TEAMS,
+            "teams": {n: {**team, "tokensPerMinute": BUDGET} for n, team in TEAMS.items()} if budgets else TEAMS,
             "models": {
                 "summary": model("summary", firstTokenBudget=f"{BUDGET_MS}ms", **fallback),
                 "drains": model("drains"),
@@ -58,6 +90,8 @@ def catalogue(auth: Mapping[str, Any]) -> dict[str, Any]:
         },
         "health": {"interval": "200ms", "timeout": "2s", "consecutive5xx": 1_000_000},
         "dns": {"refreshRate": "200ms"},
+        # Loopback on a busy machine: each request is counted.
+        "budgets": {"timeout": "10s"},
     }
 
 
@@ -124,6 +158,29 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class Charge:
+    """Of one team, in tokens: what engines counted for its prompts, what it owes by its requests, what was charged.
+
+    `open` are estimates of requests whose client left while the budget was asked about: charged or not.
+    """
+
+    engines: int
+    owed: int
+    open: int
+    charged: int
+
+    @property
+    def foreign(self) -> int:
+        """Tokens that nothing in the team's name explains."""
+        return max(0, self.charged - self.owed - self.open)
+
+    @property
+    def missing(self) -> int:
+        """Tokens in the team's name that it was not charged."""
+        return max(0, self.owed - self.charged)
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run came to. `differences` say what does not agree; there should be none."""
 
@@ -136,21 +193,77 @@ class Result:
     counters: Sums
     report: usage.Report
     differences: list[str]
+    charges: Mapping[str, Charge]
 
 
-def run(count: int, seed: int = 0, progress: Callable[[str], None] = lambda line: None) -> Result:
-    """Raises what `Bed` raises where something does not start, and TimeoutError where lines stay away."""
+class _Bed(Bed):
+    """A bed whose router may be broken on purpose."""
+
+    break_ = ""
+
+    def rendered(self, values: Mapping[str, Any], local: Mapping[str, Any] | None = None) -> helm.Render:
+        render = super().rendered(values, local)
+        return changed(render, BREAKS[self.break_][1]) if self.break_ else render
+
+
+class _Counters:
+    """A context manager that keeps the highest value of each counter of the store, which forgets them."""
+
+    def __init__(self, bed: Bed) -> None:
+        self._bed, self._seen, self._end = bed, {}, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def read(self) -> dict[str, int]:
+        """Tokens charged, by team."""
+        for key in self._bed.store.ask("KEYS tokens_team_*"):
+            if key.startswith("tokens_team_"):
+                value = self._bed.store.ask(f"GET {key}")[-1]
+                self._seen[key] = max(self._seen.get(key, 0), int(value) if value.isdigit() else 0)
+        return {
+            team: sum(n for key, n in list(self._seen.items()) if key.rpartition("_")[0] == f"tokens_team_{team}")
+            for team in TEAMS
+        }
+
+    def _look(self) -> None:
+        while not self._end.wait(READ_SECONDS):
+            self.read()
+
+    def __enter__(self) -> _Counters:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def run(
+    count: int,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+    *,
+    budgets: bool = True,
+    break_: str = "",
+) -> Result:
+    """`budgets` false leaves out what teams are charged, and the service that has to be built for it.
+
+    Raises what `Bed` raises where something does not start, and TimeoutError where lines stay away.
+    """
     issuer = Issuer()
     with tempfile.TemporaryDirectory(prefix="accounting-") as folder:
         progress("Envoy and the engines start")
-        with Bed(Path(folder), values=catalogue(issuer.values()), max_num_seqs=CLIENTS) as bed:
+        made = _Bed(Path(folder), values=catalogue(issuer.values(), budgets), max_num_seqs=CLIENTS)
+        made.break_ = break_
+        with contextlib.ExitStack() as stack:
+            bed = stack.enter_context(made)
+            counters = stack.enter_context(_Counters(bed)) if budgets else None
             bed.engines["drains"][0].behaviour.update({"fault": "draining"})
             bed.scale("nobody", 0)
             bed.wait_for_engines({"nobody": 0})
             tokens = {team: issuer.token(team, seconds=3600) for team in TEAMS}
             left = asyncio.run(_ask_all(bed.url, list(asks(count, seed)), tokens, progress))
             progress("lines are written")
-            return _result(bed, _settle(bed), left)
+            return _result(bed, _settle(bed), left, counters)
 
 
 async def _ask_all(url: str, todo: list[Ask], tokens: Mapping[str, str], progress: Callable[[str], None]) -> int:
@@ -164,10 +277,11 @@ async def _ask_all(url: str, todo: list[Ask], tokens: Mapping[str, str], progres
             nonlocal left, done
             while todo:
                 ask = todo.pop()
-                headers = {"authorization": f"Bearer {tokens[teams[len(todo) % len(teams)]]}"}
+                team = teams[len(todo) % len(teams)]
+                headers = {"authorization": f"Bearer {tokens[team]}"}
                 try:
                     async with asyncio.timeout(ask.leaves):
-                        async with session.post(url + ask.path, json=ask.body, headers=headers) as reply:
+                        async with session.post(url + ask.path, json=_signed(ask.body, team), headers=headers) as reply:
                             async for _ in reply.content.iter_any():
                                 pass
                 except TimeoutError:
@@ -182,6 +296,14 @@ async def _ask_all(url: str, todo: list[Ask], tokens: Mapping[str, str], progres
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return left
+
+
+def _signed(body: Mapping[str, Any], team: str) -> Any:
+    """The body, whose prompt names its team: where it arrives it says itself who is to be charged."""
+    text = json.dumps(body)
+    for word in ('"hello', '"one'):
+        text = text.replace(word, f'"for {team} {word[1:]}')
+    return json.loads(text)
 
 
 def _engines(bed: Bed) -> list[ReplayEngine]:
@@ -206,7 +328,7 @@ def _settle(bed: Bed) -> int:
         time.sleep(0.1)
 
 
-def _result(bed: Bed, count: int, left: int) -> Result:
+def _result(bed: Bed, count: int, left: int, counters: _Counters | None) -> Result:
     lines = usage.Lines()
     lines.read(bed.router.logged().splitlines())
     tries = [json.loads(line) for engine in _engines(bed) for line in engine.lines]
@@ -224,6 +346,7 @@ def _result(bed: Bed, count: int, left: int) -> Result:
         _counters(engine.surface.metrics() for engine in _engines(bed)),
         report,
         [],
+        {},
     )
     fleet = [use for key, use in report.uses.items() if key.backend == "fleet"]
     sent = {r.headers["x-request-id"] for e in _engines(bed) for r in e.requests}
@@ -256,8 +379,70 @@ def _result(bed: Bed, count: int, left: int) -> Result:
         "engine lines without a router line": (report.without_router, 0),
     }
     checks |= _prometheus(bed, ends)
+    if counters:
+        more, charges = _charged(bed, counters, ends, tries)
+        checks, found = checks | more, dataclasses.replace(found, charges=charges)
     found.differences.extend(f"{what}: {one} and {other}" for what, (one, other) in checks.items() if one != other)
     return found
+
+
+def _charged(
+    bed: Bed, counters: _Counters, ends: list[usage.Line], tries: list[usage.Line]
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, Charge]]:
+    """What each team was charged beside what was asked in its name."""
+    arrived = [request for engine in _engines(bed) for request in engine.requests] + list(bed.bedrock.calls)
+    sender = {
+        request.headers["x-request-id"]: named[1]
+        for request in arrived
+        if (named := _TEAM.search(repr(request.body)))
+    }
+    owes = {line["request_id"]: _owed(line) for line in ends}
+    # What arrived nowhere has no tokens, only the estimate of its prompt.
+    whose = {line["request_id"]: sender.get(line["request_id"], line["team"]) for line in ends}
+    owed: Counter[str] = Counter()
+    open_: Counter[str] = Counter()
+    for line in ends:
+        owed[whose[line["request_id"]]] += owes[line["request_id"]]
+        open_[whose[line["request_id"]]] += line["budget_estimate"] if line["budget"] == "unavailable" else 0
+    counted: Counter[str] = Counter()
+    for line in tries:
+        counted[sender.get(line["request_id"], "")] += (line["prompt_tokens"] or 0) + (line["completion_tokens"] or 0)
+    deadline = time.monotonic() + SETTLED
+    last: dict[str, int] = {}
+    # The last charges come after the last lines.
+    while last != (charged := counters.read()) or any(charged[team] < owed[team] for team in TEAMS):
+        if time.monotonic() > deadline:
+            break
+        last = charged
+        time.sleep(0.5)
+    finished = {line["request_id"]: line for line in tries if line["outcome"] == "finished"}
+    # Whole ones: of an answer whose client left the router may have seen less than the engine made.
+    whole = {line["request_id"] for line in ends if line["status"] == 200 and line["details"] == "via_upstream"}
+    free = sum(
+        max(0, line["prompt_tokens"] + line["completion_tokens"] - owes[name])
+        for name, line in finished.items()
+        if name in whole
+    )
+    checks: dict[str, tuple[Any, Any]] = {
+        "requests whose line has another team than their prompt": (
+            sum(line["team"] != whose[line["request_id"]] for line in ends if line["request_id"] in sender),
+            0,
+        ),
+        "tokens of finished answers that nobody was charged": (free, 0),
+        "prompts of nobody": (len(arrived) - sum(r.headers["x-request-id"] in sender for r in arrived), 0),
+    }
+    charges = {team: Charge(counted[team], owed[team], open_[team], charged[team]) for team in TEAMS}
+    for team, charge in charges.items():
+        checks[f"tokens charged to {team} that are not its own"] = charge.foreign, 0
+        checks[f"tokens of {team} that it was not charged"] = charge.missing, 0
+    return checks, charges
+
+
+def _owed(line: usage.Line) -> int:
+    """As docs/budgets.md has it: what was used, or the estimate where that is more; nothing where nobody was asked."""
+    if line["budget"] != "within":
+        return 0
+    return max(line["budget_estimate"], (line["prompt_tokens"] or 0) + (line["completion_tokens"] or 0))
 
 
 def _sums(lines: Iterator[usage.Line] | list[usage.Line]) -> Sums:

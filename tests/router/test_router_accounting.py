@@ -14,7 +14,7 @@ REQUESTS = 250
 
 @pytest.fixture(scope="module")
 def result() -> accounting.Result:
-    return accounting.run(REQUESTS, seed=1)
+    return accounting.run(REQUESTS, seed=1, budgets=False)
 
 
 def test_lines_counters_and_the_report_agree(result: accounting.Result) -> None:
@@ -44,7 +44,7 @@ def test_the_command_s_status_is_the_verdict(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     changed = dataclasses.replace(result, differences=differences)
-    monkeypatch.setattr(accounting, "run", lambda *arguments: changed)
+    monkeypatch.setattr(accounting, "run", lambda *arguments, **more: changed)
     assert campaign.main(["accounting"]) == status
     out = capsys.readouterr().out
     assert f"{len(differences)} differences" in out and all(f"DIFFERENCE {d}" in out for d in differences)
@@ -60,5 +60,5 @@ def test_a_missing_engine_line_is_a_difference(monkeypatch: pytest.MonkeyPatch) 
         return seen
 
     monkeypatch.setattr(accounting, "_settle", losing)
-    found = accounting.run(40, seed=2).differences
+    found = accounting.run(40, seed=2, budgets=False).differences
     assert any(line.startswith("prompt tokens, engine lines and engine counters") for line in found)

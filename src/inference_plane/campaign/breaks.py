@@ -86,14 +86,16 @@ BREAKS: dict[str, tuple[str, Callable[[dict[str, str]], None]]] = {
 def broken(name: str) -> Callable[[helm.Render], helm.Render]:
     """The change of a render that breaks it so. The change raises ValueError where the chart has moved on."""
 
-    def change(render: helm.Render) -> helm.Render:
-        names = ("router-bootstrap", "router-routes", "router-clusters")
-        maps = {name: render.find("ConfigMap", name) for name in names}
-        files = {file: text for found in maps.values() for file, text in found["data"].items()}
-        BREAKS[name][1](files)
-        others = [found for found in render.objects if found not in maps.values()]
-        for found in maps.values():
-            others.append({**found, "data": {file: files[file] for file in found["data"]}})
-        return helm.Render("\n---\n".join(json.dumps(found) for found in others))
+    return lambda render: changed(render, BREAKS[name][1])
 
-    return change
+
+def changed(render: helm.Render, change: Callable[[dict[str, str]], None]) -> helm.Render:
+    """The render with other texts of the router's files. Raises what `change` raises."""
+    names = ("router-bootstrap", "router-routes", "router-clusters")
+    maps = {name: render.find("ConfigMap", name) for name in names}
+    files = {file: text for found in maps.values() for file, text in found["data"].items()}
+    change(files)
+    others = [found for found in render.objects if found not in maps.values()]
+    for found in maps.values():
+        others.append({**found, "data": {file: files[file] for file in found["data"]}})
+    return helm.Render("\n---\n".join(json.dumps(found) for found in others))

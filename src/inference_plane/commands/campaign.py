@@ -11,7 +11,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from inference_plane import accounting, helm
+from inference_plane import accounting, helm, tools
 from inference_plane.campaign import cli
 from inference_plane.onehost.processes import NotReady
 
@@ -19,6 +19,7 @@ EPILOG = """\
 examples:
   scripts/campaign accounting                    every token of 3,000 requests, about a quarter of whose clients leave
   scripts/campaign accounting --requests 20000
+  scripts/campaign accounting --break one-team   must fail
   scripts/campaign residency                     100,000 requests under faults: some minutes
   scripts/campaign residency --requests 2000 --break no-restricted-route
   scripts/campaign fuzz                          10,000 mutated requests: a minute or two
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return CAMPAIGNS[arguments.campaign][2](arguments)
-    except (NotReady, TimeoutError, helm.HelmError, OSError) as error:
+    except (NotReady, TimeoutError, helm.HelmError, tools.ToolError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -50,12 +51,20 @@ def main(argv: list[str] | None = None) -> int:
 def add_accounting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=3000, help="how many (default 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of the mix; each request's kind follows from it")
+    parser.add_argument(
+        "--break",
+        dest="break_",
+        choices=accounting.BREAKS,
+        metavar="FAULT",
+        default="",
+        help="take something out of the router, so that the run must fail: " + ", ".join(accounting.BREAKS),
+    )
 
 
 def run_accounting(arguments: argparse.Namespace) -> int:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # an engine that cuts a stream writes to it once more
     with rich.console.Console(stderr=True).status("starting") as status:
-        found = accounting.run(arguments.requests, arguments.seed, status.update)
+        found = accounting.run(arguments.requests, arguments.seed, status.update, break_=arguments.break_)
     console = rich.console.Console()
     if not console.is_terminal:
         console = rich.console.Console(width=120)
@@ -74,6 +83,12 @@ def run_accounting(arguments: argparse.Namespace) -> int:
     print(f"{found.requests} requests, of which {found.left} clients left; by status {_counts(found.statuses)}")
     print(f"tries at engines by outcome: {_counts(found.outcomes)}")
     print(f"all tokens by source: {_counts(found.report.sources)}; estimated: {total.estimated_tokens}")
+    for team, charge in found.charges.items():
+        open_ = f" to {charge.owed + charge.open:,}" if charge.open else ""
+        print(f"team {team}: engines counted {charge.engines:,}, owed {charge.owed:,}{open_}, charged {charge.charged:,}")
+    if found.charges:
+        foreign = sum(charge.foreign for charge in found.charges.values())
+        print(f"tokens charged to another team than their token's: {foreign:,}")
     for difference in found.differences:
         print(f"DIFFERENCE {difference}")
     print(f"{len(found.differences)} differences")
