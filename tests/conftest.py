@@ -11,6 +11,11 @@ HERE = pathlib.Path(__file__).parent
 #: because its tests share what they start.
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
+#: Files whose tests share one control plane: two cores are not enough for several.
+ONE_CLUSTER = tuple(
+    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "load_balancer", "rights", "upgrade")
+)
+
 #: What waits longest comes first, so that the rest fills the time.
 FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
 
@@ -36,9 +41,26 @@ def turn(item):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=turn)
-    for item in items:
-        if place(item).split("/")[0] not in INDEPENDENT and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(place(item)))
+
+
+def group(nodeid):
+    """Tests of one group run in one process: by the path of a test's file, and its id where it shares nothing."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    if file.split("/")[0] in INDEPENDENT:
+        return nodeid
+    return ONE_CLUSTER if file in ONE_CLUSTER else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Instead of marks, which pytest-xdist 3.8 writes where pytest 9.2 does not look: all tests would be scattered."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid)
+
+    return Groups(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_terminal_summary(terminalreporter):

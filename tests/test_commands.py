@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
+import sys
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,8 @@ import pytest
 import yaml
 
 from inference_plane import checkout, helm
-from inference_plane.commands import _environment, cluster, fit, model_files, package, release_notes, render, tool, values
+from inference_plane.commands import _environment, cluster, fit, model_files, package
+from inference_plane.commands import release_notes, render, tool, values
 from inference_plane.commands import test as suite
 
 ENVIRONMENT = {
@@ -171,7 +175,10 @@ class TestFit:
         assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize("command", [m.main for m in (render, values, fit, model_files, package, release_notes, tool, cluster)])
+COMMANDS = (render, values, fit, model_files, package, release_notes, tool, cluster)
+
+
+@pytest.mark.parametrize("command", [module.main for module in COMMANDS])
 def test_help_has_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         command(["--help"])
@@ -228,3 +235,15 @@ def test_what_takes_long_to_build_waits_until_it_is_asked_for(
         (tmp_path / tool).touch()
     monkeypatch.setattr("sys.argv", ["test"])
     assert suite.main() == 0 and "tests/cluster" in ran[-1]
+
+
+def test_the_tests_of_a_file_run_in_one_process_unless_they_share_nothing() -> None:
+    """As tests/conftest.py says it: else each process starts what the tests of a file share."""
+    files = ["tests/onehost/test_onehost_dns.py", "tests/values/test_schemas.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-n", "3", "--dist", "loadgroup", *files],
+        cwd=checkout.ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ran = {tuple(pair) for pair in re.findall(r"^\[(gw\d)\].* (tests/\S+?)::", done.stdout, re.MULTILINE)}
+    processes = Counter(file for _, file in ran)
+    assert processes[files[0]] == 1 and processes[files[1]] > 1, done.stdout

@@ -53,6 +53,11 @@ class Cluster:
             if self.client.get("v1", "Node", node["metadata"]["name"]) is None:
                 self.client.create(node)
 
+    def remove_nodes(self):
+        """Those that models run on, so that somebody else brings them."""
+        for node in self.client.list("v1", "Node", labelSelector="inference-plane/accelerator"):
+            self.client.delete("v1", "Node", node["metadata"]["name"])
+
     def objects(self):
         """(kind, namespace, name) of all that the cluster stores, but for what only tells of the moment."""
         passing = {"events", "endpointslices", "endpoints", "leases", "componentstatuses"}
@@ -92,9 +97,13 @@ class Release:
         with self._explained():
             return self.helm("uninstall", self.name, "--wait", "--timeout", f"{HELM_SECONDS}s")
 
+    @property
+    def there(self):
+        return bool(self.helm("list", "--short", "--filter", f"^{self.name}$").strip())
+
     def remove(self):
         """Whatever there is of it, and what its uninstalling keeps on purpose."""
-        if not self.helm("list", "--short", "--filter", f"^{self.name}$").strip():
+        if not self.there:
             return
         kept = [o for o in self.manifest() if kept_on_purpose(o)]
         self.uninstall()

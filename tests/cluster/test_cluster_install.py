@@ -7,8 +7,6 @@ from cluster_harness import Release, kept_on_purpose, lost
 
 from inference_plane.environments import cases
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 CASES = [case for case in cases() if case.chart == "inference-plane" or "/ci/" in case.name]
 
 #: What any ServiceAccount may do in its namespace: ask the API server who it is and what it may.

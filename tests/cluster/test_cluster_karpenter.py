@@ -12,8 +12,6 @@ from inference_plane.cluster.aws import Account
 from inference_plane.cluster.diagnose import condition, ready
 from inference_plane.helm import KUBERNETES_VERSION
 
-pytestmark = pytest.mark.xdist_group("karpenter")
-
 PROD = yaml.safe_load((checkout.VALUES / "prod.yaml").read_text())
 NODES = PROD["karpenter-nodepools"]
 AMI = NODES["ec2"]["amiAlias"].partition("@")[2]
@@ -40,6 +38,7 @@ def plane(cluster, account):
     """The production environment, whole, in a cluster whose nodes Karpenter brings."""
     if cluster.embedded is None:
         pytest.skip("Karpenter runs beside an embedded control plane; --kubeconfig names another cluster")
+    cluster.remove_nodes()
     process = karpenter.start(cluster.embedded, account, "inference-prod")
     cluster.logs.append(process.log_path)
     release = Release(cluster)
@@ -48,7 +47,12 @@ def plane(cluster, account):
         release.upgrade("inference-plane", PROD)
         yield release
         release.remove()
-        assert kubelets.problems == []
+        # Only while it runs can its objects go.
+        kinds = {"NodePool": "karpenter.sh/v1", "NodeClaim": "karpenter.sh/v1", "EC2NodeClass": "karpenter.k8s.aws/v1"}
+        left = lambda: [o for kind, version in kinds.items() for o in cluster.client.list(version, kind)]
+        cluster.wait("all nodes are gone", lambda: not left(), 120)
+        cluster.embedded.processes.stop(process)
+        assert karpenter.instances_of(account) == {} and kubelets.problems == []
 
 
 def test_it_is_the_version_whose_definitions_the_charts_are_checked_against():

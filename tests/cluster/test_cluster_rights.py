@@ -2,10 +2,7 @@
 
 import concurrent.futures
 
-import pytest
 from test_cluster_install import ALLOWED, CASES, EVERYBODY
-
-pytestmark = pytest.mark.xdist_group("cluster")
 
 #: Verbs that no resource lists among its own, and by which somebody gets more rights than he has.
 POWERS = {

@@ -10,8 +10,6 @@ from cluster_harness import kept_on_purpose, lost
 
 from inference_plane import checkout
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 ENVIRONMENTS = sorted(path.stem for path in checkout.VALUES.glob("*.yaml"))
 
 

@@ -16,7 +16,7 @@ CONDITIONED = (
     ("serving.kserve.io/v1beta1", "InferenceService"),
     ("keda.sh/v1alpha1", "ScaledObject"),
 )
-EVENTS, LOG_LINES = 15, 15
+EVENTS, LOG_LINES = 15, 8
 
 
 def report(client: Client, logs: Sequence[Path] = ()) -> str:
@@ -82,4 +82,4 @@ def _warnings(client: Client) -> list[str]:
 def _errors(log: Path) -> list[str]:
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     words = ('"level":"ERROR"', '"level":"error"', "ERROR", "panic", "fatal")
-    return [line[:600] for line in lines if line.startswith("E") or any(word in line for word in words)][-LOG_LINES:]
+    return [line[:400] for line in lines if line.startswith("E") or any(word in line for word in words)][-LOG_LINES:]

@@ -59,6 +59,8 @@ TOOLS = {
     "kwok": Tool("sigs.k8s.io/kwok/cmd/kwok", "half a minute", pins="controlplane"),
     # Brings nodes on AWS; no registry of packages carries it.
     "karpenter": Tool("github.com/aws/karpenter-provider-aws/cmd/controller", "four minutes"),
+    # Makes load balancers on AWS, likewise.
+    "lbc": Tool("sigs.k8s.io/aws-load-balancer-controller", "three minutes"),
 }
 
 

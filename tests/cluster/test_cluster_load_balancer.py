@@ -1,0 +1,207 @@
+"""The real AWS Load Balancer Controller on the rendered Ingress: the load balancer that AWS' stand-in then has."""
+
+import copy
+
+import pytest
+import yaml
+from cluster_harness import Release
+
+from inference_plane import checkout, tools
+from inference_plane.cluster import loadbalancers
+from inference_plane.cluster.aws import Account
+from inference_plane.cluster.client import Refused
+from inference_plane.manifests import crds
+
+PROD = yaml.safe_load((checkout.VALUES / "prod.yaml").read_text())
+REGION = PROD["global"]["aws"]["region"]
+
+
+@pytest.fixture(scope="module")
+def account():
+    with Account(REGION) as account:
+        yield account
+
+
+@pytest.fixture(scope="module")
+def controller(cluster, account):
+    if cluster.embedded is None:
+        pytest.skip("the controller runs beside an embedded control plane; --kubeconfig names another cluster")
+    network = account.make_network({"kubernetes.io/role/internal-elb": "1"}, {"for": "nodes"})
+    with loadbalancers.running(cluster.embedded, account, "inference-prod", network["vpc"]) as process:
+        cluster.logs.append(process.log_path)
+        yield network
+
+
+@pytest.fixture(scope="module")
+def values(account, controller):
+    """Production's, with the names that things have in this account."""
+    certificate = account.client("acm").request_certificate(DomainName="inference.payer.example")["CertificateArn"]
+    visible = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "inference"}
+    acl = account.client("wafv2").create_web_acl(
+        Name="inference", Scope="REGIONAL", DefaultAction={"Allow": {}}, Rules=[], VisibilityConfig=visible
+    )["Summary"]["ARN"]
+    values = copy.deepcopy(PROD)
+    values["alb-ingress"] |= {"subnets": {"ids": controller["subnets"]}, "wafAclArn": acl}
+    values["alb-ingress"]["tls"] = {"certificateArns": [certificate]}
+    return values
+
+
+@pytest.fixture(scope="module")
+def plane(cluster, values):
+    release = Release(cluster)
+    cluster.make_namespaces(["inference"])
+    cluster.make_nodes(values)
+    release.upgrade("inference-plane", values)
+    yield release
+    if release.there:
+        unprotect(release, values)
+    release.remove()
+
+
+def unprotect(release, values):
+    """What NOTES say to do before one uninstalls."""
+    balancer = values["alb-ingress"] | {"deletionProtection": False}
+    # An Ingress that is to be deleted goes now, so that there is nothing to wait for.
+    release.upgrade("inference-plane", values | {"alb-ingress": balancer}, wait=False)
+
+
+@pytest.fixture(scope="module")
+def balancer(cluster, account, plane):
+    """The one load balancer that the production environment has, once its Ingress names it."""
+
+    def named():
+        status = cluster.client.get("networking.k8s.io/v1", "Ingress", "router", "inference")["status"]
+        return [entry["hostname"] for entry in status.get("loadBalancer", {}).get("ingress", ())]
+
+    (name,) = cluster.wait("the Ingress has a load balancer", named, 90)
+    (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
+    assert balancer["DNSName"] == name
+    return balancer
+
+
+def attributes(found):
+    return {entry["Key"]: entry["Value"] for entry in found["Attributes"]}
+
+
+def test_it_is_the_version_whose_definitions_the_charts_are_checked_against():
+    pinned = [module.version for module in crds.modules() if module.module == loadbalancers.MODULE]
+    assert pinned == [tools.version("lbc", loadbalancers.MODULE)]
+
+
+def test_it_is_internal_and_stands_where_the_values_say(balancer, values):
+    assert (balancer["Scheme"], balancer["Type"]) == ("internal", "application")
+    subnets = {zone["SubnetId"] for zone in balancer["AvailabilityZones"]}
+    assert subnets == set(values["alb-ingress"]["subnets"]["ids"])
+
+
+def test_it_waits_as_long_as_the_router_does_and_is_not_deleted_by_mistake(account, balancer):
+    found = attributes(
+        account.client("elbv2").describe_load_balancer_attributes(LoadBalancerArn=balancer["LoadBalancerArn"])
+    )
+    logs = PROD["alb-ingress"]["accessLogs"]
+    expected = {
+        "idle_timeout.timeout_seconds": "600",
+        "client_keep_alive.seconds": "3600",
+        "deletion_protection.enabled": "true",
+        "access_logs.s3.enabled": "true",
+        "access_logs.s3.bucket": logs["bucket"],
+        "access_logs.s3.prefix": logs["prefix"],
+        "routing.http.drop_invalid_header_fields.enabled": "true",
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_it_takes_https_alone_and_sends_all_to_the_router(account, balancer, values):
+    elb = account.client("elbv2")
+    (listener,) = elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
+    assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)
+    assert listener["SslPolicy"] == "ELBSecurityPolicy-TLS13-1-2-Res-PQ-2025-09"
+    assert [c["CertificateArn"] for c in listener["Certificates"]] == values["alb-ingress"]["tls"]["certificateArns"]
+    # Whoever names another host gets 404 of the load balancer.
+    (default,) = listener["DefaultActions"]
+    assert default["FixedResponseConfig"]["StatusCode"] == "404"
+    rules = elb.describe_rules(ListenerArn=listener["ListenerArn"])["Rules"]
+    (rule,) = [rule for rule in rules if not rule["IsDefault"]]
+    conditions = {c["Field"]: c for c in rule["Conditions"]}
+    assert conditions["host-header"]["HostHeaderConfig"]["Values"] == PROD["alb-ingress"]["hosts"]
+    (group,) = elb.describe_target_groups()["TargetGroups"]
+    (action,) = rule["Actions"]
+    assert [g["TargetGroupArn"] for g in action["ForwardConfig"]["TargetGroups"]] == [group["TargetGroupArn"]]
+
+
+def test_its_targets_are_the_router_s_pods_and_are_asked_for_readiness(cluster, account, balancer):
+    elb = account.client("elbv2")
+    (group,) = elb.describe_target_groups()["TargetGroups"]
+    assert (group["TargetType"], group["Protocol"]) == ("ip", "HTTPS")
+    check = {key: value for key, value in group.items() if key.startswith(("HealthCheck", "Healthy", "Unhealthy"))}
+    assert check | {"Matcher": group["Matcher"]["HttpCode"]} == {
+        "HealthCheckEnabled": True, "HealthCheckPort": "8081", "HealthCheckProtocol": "HTTP",
+        "HealthCheckPath": "/ready", "HealthCheckIntervalSeconds": 10, "HealthCheckTimeoutSeconds": 5,
+        "HealthyThresholdCount": 2, "UnhealthyThresholdCount": 2, "Matcher": "200",
+    }  # fmt: skip
+    found = attributes(elb.describe_target_group_attributes(TargetGroupArn=group["TargetGroupArn"]))
+    assert found["deregistration_delay.timeout_seconds"] == "600"
+    assert found["load_balancing.algorithm.type"] == "least_outstanding_requests"
+
+    def targets():
+        health = elb.describe_target_health(TargetGroupArn=group["TargetGroupArn"])["TargetHealthDescriptions"]
+        return {(entry["Target"]["Id"], entry["Target"]["Port"]) for entry in health}
+
+    def pods():
+        found = cluster.client.list("v1", "Pod", "inference", labelSelector="app.kubernetes.io/name=router")
+        return {(pod["status"]["podIP"], 8080) for pod in found}
+
+    cluster.wait("the targets are the router's pods", lambda: targets() == pods() or print(targets(), pods()))
+    assert len(pods()) == PROD["router"]["replicas"]
+
+
+def test_only_the_networks_of_the_values_may_connect(account, balancer):
+    ec2 = account.client("ec2")
+    groups = ec2.describe_security_groups(GroupIds=balancer["SecurityGroups"])["SecurityGroups"]
+    inbound = {
+        (permission["FromPort"], permission["ToPort"], network["CidrIp"])
+        for group in groups
+        for permission in group["IpPermissions"]
+        for network in permission["IpRanges"]
+    }
+    assert inbound == {(443, 443, cidr) for cidr in PROD["alb-ingress"]["inbound"]["cidrs"]}
+
+
+def test_the_firewall_is_in_front_of_it(account, balancer, values):
+    found = account.client("wafv2").get_web_acl_for_resource(ResourceArn=balancer["LoadBalancerArn"])
+    assert found["WebACL"]["ARN"] == values["alb-ingress"]["wafAclArn"]
+
+
+def test_its_tags_say_whose_it_is(account, balancer):
+    (described,) = account.client("elbv2").describe_tags(ResourceArns=[balancer["LoadBalancerArn"]])["TagDescriptions"]
+    tags = {tag["Key"]: tag["Value"] for tag in described["Tags"]}
+    assert tags["elbv2.k8s.aws/cluster"] == "inference-prod"
+    assert PROD["alb-ingress"]["tags"].items() <= tags.items()
+
+
+def test_the_controller_s_webhook_is_asked(cluster, balancer):
+    """So that a rendered Ingress that it refuses would not have been installed."""
+    ingress = cluster.client.get("networking.k8s.io/v1", "Ingress", "router", "inference")
+    ingress["metadata"] = {"name": "second"}
+    ingress["spec"]["ingressClassName"] = "of-nobody"
+    with pytest.raises(Refused, match="vingress.elbv2.k8s.aws.*of-nobody"):
+        cluster.client.create(ingress, "inference", dryRun="All")
+
+
+def test_it_outlives_a_mistake_and_goes_as_the_notes_say(cluster, account, plane, balancer, values):
+    elb = account.client("elbv2")
+    cluster.client.delete("networking.k8s.io/v1", "Ingress", "router", "inference")
+
+    log = next(file for file in cluster.logs if file.name == "lbc.log")
+    refusal = "deletion_protection is enabled, cannot delete the ingress: router"
+    cluster.wait("the controller refuses to delete it", lambda: refusal in log.read_text())
+    assert [b["DNSName"] for b in elb.describe_load_balancers()["LoadBalancers"]] == [balancer["DNSName"]]
+    unprotect(plane, values)
+    plane.remove()
+    cluster.wait("it is gone", lambda: not elb.describe_load_balancers()["LoadBalancers"])
+    assert elb.describe_target_groups()["TargetGroups"] == []
+
+
+def test_moto_had_an_answer_to_every_call(account, balancer):
+    assert account.unanswered() == []
+    print(sorted({f"{call.service} {call.action}" for call in account.calls}))
