@@ -38,6 +38,12 @@ def on(rule, name, change, **more):
             change(document)
 
 
+def lua(config):
+    """The filter of route.lua, wherever it stands."""
+    (found,) = [one for one in config["http_filters"] if one["name"] == "envoy.filters.http.lua"]
+    return found
+
+
 def on_front(rule, name, change, **more):
     """A mutation of what clients meet first."""
     on(rule, name, lambda document: change(manager(document)), **more)
@@ -314,11 +320,11 @@ for kind in (
 on_front(
     "PLANE_RES_13",
     "another filter under a known name",
-    lambda m: m["http_filters"][3]["typed_config"].update(
+    lambda m: lua(m)["typed_config"].update(
         {"@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"}
     ),
 )
-on_front("PLANE_RES_13", "inline Lua", lambda m: m["http_filters"][3]["typed_config"].update(inline_code="x"))
+on_front("PLANE_RES_13", "inline Lua", lambda m: lua(m)["typed_config"].update(inline_code="x"))
 on_front("PLANE_RES_13", "a route for upgrades", lambda m: m.update(upgrade_configs=[{"upgrade_type": "websocket"}]))
 on_front("PLANE_RES_13", "routes by scope", lambda m: m.update(scoped_routes={"name": "x"}))
 on_front("PLANE_RES_13", "routes by the other spelling", lambda m: m.update({"routeConfig": {"virtualHosts": []}}))
@@ -425,12 +431,12 @@ for name, change in {
 on_front(
     "PLANE_RES_17",
     "another file",
-    lambda m: m["http_filters"][3]["typed_config"].update(default_source_code={"filename": "run/x.lua"}),
+    lambda m: lua(m)["typed_config"].update(default_source_code={"filename": "run/x.lua"}),
 )
 on_front(
     "PLANE_RES_17",
     "a script in the bootstrap",
-    lambda m: m["http_filters"][3]["typed_config"].update(default_source_code={"inline_string": "x"}),
+    lambda m: lua(m)["typed_config"].update(default_source_code={"inline_string": "x"}),
 )
 
 

@@ -186,7 +186,7 @@ def test_every_shape_refuses_an_unknown_field_at_every_depth():
         for file in router.of(kind):
             parsed = json.loads(file.written)
             places = [place for place in objects(parsed) if not set(place) & set(free)]
-            assert len(places) > 3
+            assert len(places) >= 3
             for place in places:
                 place["cluster_header"] = "x"
                 assert any("cluster_header" in path for path, _ in unknown(parsed, shape)), place
