@@ -241,7 +241,7 @@ def test_the_tests_of_a_file_run_in_one_process_unless_they_share_nothing() -> N
     """As tests/conftest.py says it: else each process starts what the tests of a file share."""
     files = ["tests/onehost/test_onehost_dns.py", "tests/values/test_schemas.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-n", "3", "--dist", "loadgroup", *files],
+        [sys.executable, "-m", "pytest", "-v", "-n", "2", "--dist", "loadgroup", *files],
         cwd=checkout.ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     ran = {tuple(pair) for pair in re.findall(r"^\[(gw\d)\].* (tests/\S+?)::", done.stdout, re.MULTILINE)}

@@ -53,8 +53,10 @@ def ordinary(region: str) -> list[dict[str, Any]]:
 def for_values(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An On-Demand node in each zone for every accelerator that the models of these values use.
 
-    With the labels and taints that the default pool of the accelerator for interactive traffic gives; for accelerators
-    whose family is not in SIZES raises KeyError.
+    With the labels and taints that the default pool of the accelerator for interactive traffic gives.
+
+    Raises:
+        LookupError: an accelerator, or the largest instance of its family, is not known.
     """
     defaults = yaml.safe_load((checkout.CHARTS / "plane-lib" / "values.yaml").read_text())["defaults"]
     ours = values.get("global", {})
@@ -62,9 +64,16 @@ def for_values(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for accelerator in sorted(_used(ours)):
         profile = defaults["accelerators"].get(accelerator, {}) | ours.get("accelerators", {}).get(accelerator, {})
+        if "resource" not in profile:
+            raise LookupError(f"global.accelerators.{accelerator}: no profile, so no node can be made for it")
         if not profile["resource"]:
             continue
         family = profile["instanceFamilies"][0]
+        if family not in SIZES:
+            raise LookupError(
+                f"global.accelerators.{accelerator}: how large a node of the family {family} is, is not known here. "
+                f"Add its largest instance to SIZES in {__file__}."
+            )
         labels = {
             "karpenter.k8s.aws/instance-family": family,
             "eks.amazonaws.com/instance-family": family,
@@ -113,5 +122,5 @@ def _used(ours: Mapping[str, Any]) -> set[str]:
     for model in ours.get("models", {}).values():
         if model and model.get("enabled", True):
             merged = defaults | profiles.get(model.get("profile"), {}) | model
-            found.add(merged["accelerator"])
+            found |= {merged["accelerator"]} if "accelerator" in merged else set()
     return found
