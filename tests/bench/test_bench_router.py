@@ -11,6 +11,8 @@ import pytest
 from inference_plane import helm
 from inference_plane.bench import costs, envoys, messages, peers, report, router
 from inference_plane.commands import bench
+from inference_plane.onehost.budgets import has_budgets
+from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.router import xds_files
 
 
@@ -39,6 +41,14 @@ def test_what_is_taken_out_is_in_the_chart(name: str) -> None:
 
     assert files(changed) != files(render)
     assert files(costs.changed(render, lambda files: None)) == files(render)
+
+
+def test_with_a_budget_each_request_is_counted() -> None:
+    values, tokens = envoys.everything_on(envoys.catalogue(2), Issuer(), callers=3, budget=1000)
+    render = helm.template("router", values=values, namespace=envoys.NAMESPACE)
+    assert has_budgets(render) and len(set(tokens)) == 3
+    without, _ = envoys.everything_on(envoys.catalogue(2), Issuer())
+    assert not has_budgets(helm.template("router", values=without, namespace=envoys.NAMESPACE))
 
 
 def test_a_short_run_measures_every_subject_and_leaves_nothing_running() -> None:

@@ -85,10 +85,16 @@ def catalogue(count: int) -> dict[str, Any]:
     }}
 
 
-def everything_on(values: Mapping[str, Any], issuer: Issuer, callers: int = 20) -> tuple[dict[str, Any], list[str]]:
-    """The values with all that a production router does per request switched on, and the tokens of so many callers."""
+def everything_on(
+    values: Mapping[str, Any], issuer: Issuer, callers: int = 20, budget: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The values with all that a production router does per request switched on, and the tokens of so many callers.
+
+    `budget` is their team's, in tokens a minute: with one, each request asks the rate-limit service.
+    """
     auth = issuer.values(cachedTokens=1000)
-    secured = {**values, "auth": auth, "global": values["global"] | {"teams": {"care": {"costCenter": "1"}}}}
+    team = {"costCenter": "1"} | ({"tokensPerMinute": budget} if budget else {})
+    secured = {**values, "auth": auth, "global": values["global"] | {"teams": {"care": team}}}
     return secured, [issuer.token(["care"], sub=f"person-{number}", seconds=86_400) for number in range(callers)]
 
 

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from inference_plane import helm
 from inference_plane.onehost.bedrock import CredentialEndpoint
+from inference_plane.onehost.budgets import NAME as RATELIMIT
+from inference_plane.onehost.budgets import RateLimit, Store
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.processes import Processes, free_addresses, free_port
@@ -32,6 +35,7 @@ WARM_UP = 0.3  # seconds before each measurement
 STRAIGHT = "straight to the engine"
 _PAUSE = 0.05  # seconds at most between two streams of a connection, where first-token times are wanted
 _BODIES = 100
+_BUDGET = 1_000_000_000  # tokens a minute, so that none is refused
 _ENGINE_PORT = 8000  # what the chart says of every engine
 _BODY_LIMIT = 16 * 1024 * 1024  # the chart's maxBodyMiB
 
@@ -40,19 +44,21 @@ Readings = dict[tuple[str, str], list[Load]]
 
 def measure(
     *, seconds: float, rounds: int, cases: Sequence[Case] = messages.CASES, sizes: Sequence[int] = MODELS,
-    without: Sequence[str] = (), peers: Sequence[tuple[Peer, Path]] = (),
+    without: Sequence[str] = (), peers: Sequence[tuple[Peer, Path]] = (), budgets: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Readings:
     """Loads per (case, subject), one a round; a round goes through all subjects before the next one begins.
 
     `sizes` are the catalogues' numbers of models. `without` adds, for the first of them, a router that lacks one thing
-    of `costs.WITHOUT` each. `peers` with their folders of programs are measured too. Raises LoadError where anything
-    but the wanted answer comes, and NotReady or TimeoutError where a process does not start.
+    of `costs.WITHOUT` each. `peers` with their folders of programs are measured too, with `budgets` also a router that
+    asks the rate-limit service, whose own CPU time and its store's are not counted. Raises LoadError where anything but
+    the wanted answer comes, NotReady or TimeoutError where a process does not start, and tools.ToolError where the
+    service cannot be built.
 
     Among the cases, FIRST_TOKEN is also sent straight to the engine, with pauses between the requests.
     """
     with contextlib.ExitStack() as stack:
-        engine, subjects = _start(stack, sizes, without, peers, progress)
+        engine, subjects = _start(stack, sizes, without, peers, budgets, progress)
         for case in cases:
             for subject in subjects:
                 _named(subject, case, lambda subject=subject, case=case: check(subject, case))
@@ -68,7 +74,7 @@ def measure(
 
 def _start(
     stack: contextlib.ExitStack, sizes: Sequence[int], without: Sequence[str], peers: Sequence[tuple[Peer, Path]],
-    progress: Callable[[str], None],
+    budgets: bool, progress: Callable[[str], None],
 ) -> tuple[Subject, list[Subject]]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-router-")))
     dns = stack.enter_context(DnsServer())
@@ -96,6 +102,15 @@ def _start(
         process, port = which.start(processes, programs, place, f"http://{address}:{_ENGINE_PORT}", models)
         return Subject(name, port, models, process, (process.log_path,), rewrites=True)
 
+    def counted() -> Subject:
+        values, tokens = everything_on(catalogue(sizes[0]), Issuer(), budget=_BUDGET)
+        place = folder / "ratelimit"
+        place.mkdir()
+        render = helm.template("router", values=values, namespace=NAMESPACE)
+        service = RateLimit(processes, render, place, Store(processes, place))
+        dns.set(f"{RATELIMIT}.{NAMESPACE}.svc.cluster.local", [service.host])
+        return router(f"router, {sizes[0]} models, tokens, budget", values, tokens=tokens)
+
     secured, tokens = everything_on(catalogue(sizes[0]), Issuer())
     engine = Subject(STRAIGHT, _ENGINE_PORT, ("model-000",), upstream, (log,), host=address)
     return engine, [
@@ -103,6 +118,7 @@ def _start(
         *(router(f"router, {count} models", catalogue(count)) for count in sizes),
         *(router(f"without {name}", catalogue(sizes[0]), change=WITHOUT[name]) for name in without),
         router(f"router, {sizes[0]} models, tokens", secured, tokens=tokens),
+        *([counted()] if budgets else []),
         *(peer(which, programs, count)
           for which, programs in peers for count in (sizes if which.sizes else sizes[:1])),
     ]

@@ -24,6 +24,7 @@ examples:
   scripts/bench router --seconds 0.5    a quick look
   scripts/bench router --costs          what each thing in it costs: a quarter of an hour
   scripts/bench router --peers          also vllm-router and LiteLLM, and first-token times: six minutes
+  scripts/bench router --budgets        also with a token budget, which asks the rate-limit service: four minutes
   scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     costs.add_argument("--costs", action="store_true", help="with 10 models, also routers that lack one thing each")
     costs.add_argument(
         "--peers", action="store_true", help="also vllm-router and LiteLLM, installed from PyPI on first use")
+    costs.add_argument(
+        "--budgets", action="store_true", help="also with a token budget: the rate-limit service, built on first use")
     costs.add_argument("--full", action="store_true", help="1 and 120 KB, JSON and streams, 1, 64 and 256 connections")
     costs.set_defaults(measure=measure_router)
     size = subjects.add_parser("growth", help="seconds and bytes of a render by the size of the catalogue")
@@ -55,8 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
-        with rich.console.Console(stderr=True).status("starting") as status:
-            document, table = arguments.measure(arguments, status.update)
+        console = rich.console.Console(stderr=True)
+        with console.status("starting") as status:
+            document, table = arguments.measure(arguments, status.update if console.is_terminal else _say)
     except (LoadError, NotReady, TimeoutError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,7 +85,7 @@ def measure_router(arguments: argparse.Namespace, progress: Callable[[str], None
     readings = router.measure(
         seconds=arguments.seconds, rounds=rounds, without=tuple(WITHOUT) if arguments.costs else (), cases=cases,
         sizes=router.MODELS[:1] if arguments.costs else router.MODELS,
-        peers=_peers(progress) if arguments.peers else (), progress=progress)
+        peers=_peers(progress) if arguments.peers else (), budgets=arguments.budgets, progress=progress)
     by_first, by_cpu = {}, {}
     for (case, subject), loads in readings.items():
         if case == messages.FIRST_TOKEN.name:
@@ -134,6 +138,10 @@ def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:
         f"Linux {machine['kernel']}, load {machine['load_average']:.1f}. Medians of {rounds} rounds of {seconds:g} s. "
         "* Envoy had CPU to spare: requests/s say nothing there."
     )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _within(least: float, most: float) -> Callable[[str], float]:

@@ -49,11 +49,12 @@ def installed(peer: Peer, progress: Callable[[str], None], cache: Path = crds.CA
     shutil.rmtree(folder, ignore_errors=True)  # one that was cut off
     uv = str(Path(sys.executable).with_name("uv"))
     for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+        [uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(folder)],
         [uv, "pip", "install", "--quiet", "--require-hashes", "--python", str(folder / "bin" / "python"), "-r", pins],
     ):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            # Not from the checkout: what its pyproject.toml tells uv to leave out, a peer may need.
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tempfile.gettempdir())
         except (OSError, subprocess.TimeoutExpired) as error:
             raise PeerError(f"{peer.name} cannot be installed: {error}. Check that PyPI can be reached.") from error
         if done.returncode:
