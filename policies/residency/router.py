@@ -390,24 +390,21 @@ def no_prompt_in_lines(router: Router, index: Index) -> Iterator[Fault]:
                     yield (file.owner, file.at(*path, "tracing", "custom_tags", i), message)
 
 
-#: What a line may say of a request. Metadata is that of the charts' own filters.
-_FACTS = (
-    frozenset(
-        "START_TIME REQ(x-request-id) REQ(:method) DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT PATH(NQ):128 ROUTE_NAME "
-        "UPSTREAM_HOST UPSTREAM_REQUEST_ATTEMPT_COUNT RESPONSE_CODE RESP(content-type) RESP(x-plane-reason) "
-        "RESPONSE_CODE_DETAILS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT UPSTREAM_CONNECTION_POOL_READY_DURATION "
-        "RESPONSE_DURATION DURATION".split()
-    )
-    | {
-        f"DYNAMIC_METADATA({key})"
-        for key in (
-            "inference-plane:budget_estimate usage:prompt_tokens usage:completion_tokens usage:cached_tokens"
-        ).split()
-    }
-    | {
-        f"FILTER_STATE(inference-plane.{key}:PLAIN)"
-        for key in ("team", "cost_center", "subject", "requested_model", "requested_residency")
-    }
+#: What the charts' own filters say of a request: who asks, for which of the catalogue's models, how far it may go.
+_FOUND = ("team", "cost_center", "subject", "requested_model", "requested_residency")
+#: What a line may say of a request.
+_FACTS = frozenset(
+    [
+        *(
+            "START_TIME REQ(x-request-id) REQ(:method) DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT PATH(NQ):128 ROUTE_NAME "
+            "UPSTREAM_HOST UPSTREAM_REQUEST_ATTEMPT_COUNT RESPONSE_CODE RESP(content-type) RESP(x-plane-reason) "
+            "RESPONSE_CODE_DETAILS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT "
+            "UPSTREAM_CONNECTION_POOL_READY_DURATION RESPONSE_DURATION DURATION"
+        ).split(),
+        *(f"FILTER_STATE(inference-plane.{key}:PLAIN)" for key in _FOUND),
+        *(f"DYNAMIC_METADATA(inference-plane:{key})" for key in (*_FOUND, "budget_estimate")),
+        *(f"DYNAMIC_METADATA(usage:{kind}_tokens)" for kind in ("prompt", "completion", "cached")),
+    ]
 )
 
 
