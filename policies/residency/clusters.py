@@ -370,7 +370,7 @@ def upstreams_prove_their_name(router: Router, index: Index) -> Iterator[Fault]:
         inside = dig(common, "combined_validation_context", "validation_context_sds_secret_config", "name") == "ca"
         ca = dig(common, "validation_context", "trusted_ca") or {}
         inline = text(ca.get("inline_string")) and cluster.name == "jwks"
-        if not (inside if cluster in fleets(router) else ca == {"filename": _AUTHORITIES} or inline):
+        if not (inside if names and not outside else ca == {"filename": _AUTHORITIES} or inline):
             yield owner, where, f"of {cluster.name} believes {ca or 'no authority'}"
     for cluster in router.clusters:
         for i, match in enumerate(items(cluster.config.get("transport_socket_matches"))):

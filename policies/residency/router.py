@@ -256,6 +256,7 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
     order = [
         "envoy.filters.http.jwt_authn",
         "identity",
+        "caller",
         "envoy.filters.http.rbac",
         "envoy.filters.http.lua",
         "envoy.filters.http.set_filter_state",
@@ -264,7 +265,7 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
         "envoy.filters.http.sse_to_metadata",
         "envoy.filters.http.router",
     ]
-    needed = {order[3], order[-1]}
+    needed, first = {"envoy.filters.http.lua", order[-1]}, [order[0], order[1], "envoy.filters.http.rbac"]
     for name, manager, path in router.managers:
         file, where = router.bootstrap, (*path, "http_filters")
         filters = [text(one.get("name")) for one in items(manager.get("http_filters"))]
@@ -274,8 +275,8 @@ def filters_in_order(router: Router, index: Index) -> Iterator[Fault]:
             continue
         if filters != [one for one in order if one in filters] or not needed <= set(filters):
             yield (file.owner, file.at(*where), f"are {filters}, not those of the chart in its order")
-        if 0 < len(set(order[:3]) & set(filters)) < 3:
-            yield (file.owner, file.at(*where), f"have {filters[:2]} of {order[:3]}, which stand or fall together")
+        if 0 < len(set(first) & set(filters)) < 3:
+            yield (file.owner, file.at(*where), f"are {filters}, and not all of {first}, which stand or fall together")
         removed = {
             dig(mutation, "remove_on_match", "key_matcher", "prefix")
             for extension in items(manager.get("early_header_mutation_extensions"))
@@ -393,6 +394,12 @@ _FACTS = frozenset(
         "inference-plane:requested_residency inference-plane:budget_estimate usage:prompt_tokens "
         "usage:completion_tokens usage:cached_tokens"
     ).split()
+}
+
+
+_FACTS |= {
+    f"FILTER_STATE(inference-plane.{key}:PLAIN)"
+    for key in ("team", "cost_center", "subject", "requested_model", "requested_residency")
 }
 
 

@@ -441,6 +441,10 @@ def _parse(owner: Mapping, key: str, written: str) -> File:
         return File(owner, key, written, error=str(error))
 
 
+#: What a file is that a field of this name wants.
+_READ_AS = {"cds_config": "clusters", "rds": "routes", "sds_config": "secret", "rtds_config": "runtime"}
+
+
 def _follow(router: Router) -> None:
     """Marks each file that Envoy reads with what it reads it as."""
     words = [str(word) for word in _list(router.container.get("args"))]
@@ -456,7 +460,7 @@ def _follow(router: Router) -> None:
             file = router.files.get(path)
             if file is not None:
                 for inside, named in _sources(file.parsed):
-                    kind = {"cds_config": "clusters", "rds": "routes", "sds_config": "secret"}.get(named[1], "")
+                    kind = _READ_AS.get(named[1], "")
                     if kind:
                         _mark(router, named[0], kind, file.owner, file.at(*inside))
         if router.read == before:
@@ -485,7 +489,7 @@ def _sources(value: Any, inside: tuple[str | int, ...] = ()) -> Iterator[tuple[t
     if isinstance(value, dict):
         file = dig(value, "path_config_source", "path")
         if isinstance(file, str):
-            wanted = next((str(key) for key in reversed(inside) if key in ("cds_config", "rds", "sds_config")), "")
+            wanted = next((str(key) for key in reversed(inside) if key in _READ_AS), "")
             yield inside, (file, wanted)
         for key, item in value.items():
             yield from _sources(item, (*inside, key))

@@ -180,7 +180,7 @@ _UPSTREAM_SOCKET = Extension(
             "max_session_keys": {0},
             "common_tls_context": {
                 "tls_params": _TLS_PARAMETERS,
-                "alpn_protocols": [{"http/1.1"}],
+                "alpn_protocols": [{"h2", "http/1.1"}],
                 "validation_context": _VALIDATION,
                 "combined_validation_context": {
                     "default_validation_context": _VALIDATION,
@@ -409,6 +409,32 @@ ROUTE_CONFIGURATION = {
 }
 
 _RATE_LIMIT_METADATA = {"key": {"inference-plane"}, "path": _PATH}
+#: What filters keep for hash policies and for the audit line: facts that the plane's own filters found.
+_KEPT = {
+    "on_request_headers": [
+        {
+            "object_key": {
+                f"inference-plane.{key}"
+                for key in ("affinity", "requested_model", "requested_residency", "team", "cost_center", "subject")
+            },
+            "factory_key": {"envoy.hashable_string", "envoy.string"},
+            "format_string": {
+                "text_format_source": {
+                    "inline_string": {
+                        "%REQ(x-plane-model)%",
+                        "%REQ(x-residency)%",
+                        *(
+                            f"%DYNAMIC_METADATA(inference-plane:{key})%"
+                            for key in ("affinity", "team", "cost_center", "subject")
+                        ),
+                    }
+                },
+                "omit_empty_values": {True},
+            },
+            "skip_if_empty": {True},
+        }
+    ]
+}
 _FRONT_FILTERS = Extension(
     (
         "envoy.filters.http.jwt_authn",
@@ -453,23 +479,8 @@ _FRONT_FILTERS = Extension(
         },
     ),
     _LUA,
-    (
-        "envoy.filters.http.set_filter_state",
-        _V + "filters.http.set_filter_state.v3.Config",
-        {
-            "on_request_headers": [
-                {
-                    "object_key": {"inference-plane.affinity"},
-                    "factory_key": {"envoy.hashable_string"},
-                    "format_string": {
-                        "text_format_source": {"inline_string": {"%DYNAMIC_METADATA(inference-plane:affinity)%"}},
-                        "omit_empty_values": {True},
-                    },
-                    "skip_if_empty": {True},
-                }
-            ]
-        },
-    ),
+    ("envoy.filters.http.set_filter_state", _V + "filters.http.set_filter_state.v3.Config", _KEPT),
+    ("caller", _V + "filters.http.set_filter_state.v3.Config", _KEPT),
     (
         "envoy.filters.http.header_to_metadata",
         _V + "filters.http.header_to_metadata.v3.Config",
@@ -670,9 +681,9 @@ BOOTSTRAP = {
                 "name": str,
                 "static_layer": Each(Anything),
                 "rtds_layer": {
-                    "name": {"policy"},
+                    "name": {"policy", "fixed"},
                     "rtds_config": {
-                        "resource_api_version": {"V3"},
+                        **FILE,
                         "initial_fetch_timeout": duration,
                         "api_config_source": {
                             "api_type": {"REST"},
@@ -745,5 +756,6 @@ FILES: Mapping[str, Shape] = {
     "bootstrap": BOOTSTRAP,
     "clusters": _answer(Message(("envoy.config.cluster.v3.Cluster", _CLUSTER))),
     "routes": _answer(Message(("envoy.config.route.v3.RouteConfiguration", ROUTE_CONFIGURATION))),
+    "runtime": _answer(Message(("envoy.service.runtime.v3.Runtime", {"name": {"fixed"}, "layer": Each(Anything)}))),
     "secret": _answer(Message((_V + "transport_sockets.tls.v3.Secret", _SECRET))),
 }
