@@ -496,3 +496,108 @@ on_front(
         log_format={"text_format_source": {"inline_string": "%REQ(x)%"}}
     ),
 )
+
+
+# What is fixed of the runtime, and what is kept of a request.
+
+
+def _runtime(rule, name, change):
+    @mutation(rule, name)
+    def _(objects):
+        with config(objects, "router-clusters", "runtime.json") as runtime:
+            change(runtime)
+
+
+_runtime(
+    "PLANE_RES_15", "a share that is fixed", lambda r: r["resources"][0]["layer"].update({"fallback.records": 100})
+)
+_runtime("PLANE_RES_13", "a layer of another name", lambda r: r["resources"][0].update(name="policy"))
+_runtime(
+    "PLANE_RES_13", "a resource of another type", lambda r: r["resources"][0].update({"@type": "type.googleapis.com/x"})
+)
+on(
+    "PLANE_RES_10",
+    "a runtime from another file",
+    lambda d: d["layered_runtime"]["layers"][1]["rtds_layer"]["rtds_config"]["path_config_source"].update(
+        path="run/r.json"
+    ),
+)
+
+
+def kept(document, name):
+    """What the filter keeps, one entry each."""
+    (found,) = [one for one in manager(document)["http_filters"] if one["name"] == name]
+    return found["typed_config"]["on_request_headers"]
+
+
+for name, text in {"a prompt's header": "%REQ(x-prompt)%", "the token": "%REQ(authorization)%"}.items():
+    for filter_ in ("caller", "envoy.filters.http.set_filter_state"):
+        on(
+            "PLANE_RES_13",
+            f"{filter_} keeps {name}",
+            lambda d, f=filter_, t=text: kept(d, f)[0]["format_string"]["text_format_source"].update(inline_string=t),
+        )
+on(
+    "PLANE_RES_13",
+    "something kept for another filter",
+    lambda d: kept(d, "caller")[0].update(object_key="envoy.tcp_proxy.cluster"),
+)
+on_front(
+    "PLANE_RES_16", "who asks is said after the route", lambda m: m["http_filters"].insert(5, m["http_filters"].pop(2))
+)
+
+# The tunnel to the issuer's keys.
+
+
+def tunnel(document):
+    """The listener that carries bytes to the proxy of keys."""
+    (found,) = [one for one in document["static_resources"]["listeners"] if one["name"] == "jwks-proxy"]
+    return found
+
+
+def keys(document, name="jwks"):
+    (found,) = [one for one in document["static_resources"]["clusters"] if one["name"] == name]
+    return found
+
+
+PROXIED = {"source": "router/ci/fallback"}
+for name, change in {
+    "bytes to a fleet": lambda x: x["filter_chains"][0]["filters"][0]["typed_config"].update(cluster="fleet/letters"),
+    "bytes to a cluster of their choice": lambda x: x["filter_chains"][0]["filters"][0]["typed_config"].update(
+        weighted_clusters={"clusters": []}
+    ),
+    "a copy in a log": lambda x: x["filter_chains"][0]["filters"][0]["typed_config"].update(access_log=[]),
+    "another socket": lambda x: x["address"]["pipe"].update(path="/tmp/jwks.sock"),
+    "a socket for everybody": lambda x: x["address"]["pipe"].update(mode=438),
+}.items():
+    on("PLANE_RES_13", f"the tunnel of keys: {name}", lambda d, change=change: change(tunnel(d)), **PROXIED)
+for name, change in {
+    "the tunnel of keys at an address": lambda d: tunnel(d).update(
+        address={"socket_address": {"address": "0.0.0.0", "port_value": 3128}}
+    ),
+    "bytes as they are, for clients": lambda d: d["static_resources"]["listeners"][0]["filter_chains"][0][
+        "filters"
+    ].insert(0, tunnel(d)["filter_chains"][0]["filters"][0]),
+    "routes in the tunnel of keys": lambda d: tunnel(d)["filter_chains"][0]["filters"].append(
+        d["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    ),
+    "clients by the socket of the tunnel": lambda d: d["static_resources"]["listeners"][0].update(
+        address=tunnel(d)["address"]
+    ),
+}.items():
+    on("PLANE_RES_14", name, change, **PROXIED)
+on(
+    "PLANE_RES_30",
+    "keys from the administration",
+    lambda d: keys(d)["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["pipe"].update(
+        path="run/admin.sock"
+    ),
+    **PROXIED,
+)
+on("PLANE_RES_36", "keys in clear text through the proxy", lambda d: keys(d).pop("transport_socket"), **PROXIED)
+on(
+    "PLANE_RES_36",
+    "keys of another host through the proxy",
+    lambda d: keys(d)["transport_socket"]["typed_config"].update(sni="other.example"),
+    **PROXIED,
+)

@@ -86,7 +86,8 @@ def _wrong_host(
 ) -> str:
     if socket is None:
         pipe = dig(endpoint, "endpoint", "address", "pipe", "path")
-        return "" if cluster.name == "admin" and pipe == "run/admin.sock" else f"is at {pipe or 'no address'}"
+        own = {"admin": "run/admin.sock", "jwks": "run/jwks-proxy.sock" if router.tunnel else ""}.get(cluster.name)
+        return "" if own and pipe == own else f"is at {pipe or 'no address'}"
     host, port = text(socket.get("address")), socket.get("port_value")
     exempt = dig(endpoint, "metadata", "filter_metadata", "envoy.transport_socket_match", "loopback")
     if host == envoy.LOOPBACK:
@@ -350,9 +351,11 @@ def upstreams_prove_their_name(router: Router, index: Index) -> Iterator[Fault]:
     for cluster in router.clusters:
         owner, socket = cluster.file.owner, cluster.config.get("transport_socket")
         names = {host for host, _ in cluster.hosts if host != envoy.LOOPBACK}
+        if cluster.name == "jwks" and router.tunnel and not names:
+            names = {router.tunnel}  # The proxy carries bytes; TLS is with the issuer.
         outside = {host for host in names if not in_cluster(router, host)}
         if not socket:
-            if outside and cluster.name not in ("admin", "traces"):
+            if outside and cluster.name not in ("admin", "traces", "jwks-proxy"):
                 yield (owner, cluster.at(), f"{cluster.name} sends in clear text to {', '.join(sorted(outside))}")
             elif (cluster in fleets(router) or cluster.name in _INNER) and (encrypted or front):
                 why = "clients are served" if front else f"{sorted(encrypted)[0]} is asked"

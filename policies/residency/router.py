@@ -152,9 +152,18 @@ def listeners_are_known(router: Router, index: Index) -> Iterator[Fault]:
     ports = {text(p.get("name")): p.get("containerPort") for p in items(router.container.get("ports"))}
     listeners = items(dig(file.parsed, *root))
     names = [text(listener.get("name")) for listener in listeners]
-    if sorted(names) != ["no-capacity", "plane", "status"]:
+    if sorted(set(names) - {"jwks-proxy"}) != ["no-capacity", "plane", "status"] or len(set(names)) != len(names):
         yield (file.owner, file.at(*root), f"are {', '.join(names) or 'none'}, not plane, no-capacity and status")
     for i, listener in enumerate(listeners):
+        tunnels = [
+            one.get("name") == envoy.TUNNEL
+            for c in items(listener.get("filter_chains"))
+            for one in items(c.get("filters"))
+        ]
+        if any(tunnels) != (names[i] == "jwks-proxy") or (any(tunnels) and tunnels != [True]):
+            yield (file.owner, file.at(*root, i), f"of {names[i]}: bytes as they are go to the proxy of keys alone")
+        if ("pipe" in (dig(listener, "address") or {})) != (names[i] == "jwks-proxy"):
+            yield (file.owner, file.at(*root, i, "address"), f"of {names[i]} is {listener.get('address')}")
         name, socket = names[i], dig(listener, "address", "socket_address") or {}
         if name == "no-capacity" and socket.get("address") != envoy.LOOPBACK:
             where = file.at(*root, i, "address")

@@ -211,6 +211,7 @@ def clusters_are_named(router: Router, index: Index) -> Iterator[Fault]:
         "admin": True,
         "policy": '"rtds_layer"' in written,
         "jwks": '"remote_jwks"' in written,
+        "jwks-proxy": bool(router.tunnel),
         "ratelimit": '"rate_limit_service"' in written,
         "traces": '"tracing"' in written,
     }

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from inference_plane import helm
 from inference_plane.checkout import ROOT
 
@@ -103,6 +105,29 @@ def is_glob(entry: str) -> bool:
 
 def _resolve(base: pathlib.Path, entry: str) -> pathlib.Path:
     return ROOT / entry[1:] if entry.startswith("/") else pathlib.Path(base, entry).resolve()
+
+
+def values(application: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that an Application gives to its chart: its files, later over earlier, and its valuesObject over all.
+
+    Raises:
+        ArgoError: as `value_files`.
+    """
+    settings = application["spec"]["source"].get("helm") or {}
+    found: dict[str, Any] = {}
+    layers = [yaml.safe_load(file.read_text()) for file in value_files(application)]
+    for layer in [*layers, settings.get("valuesObject")]:
+        found = _merged(found, layer or {})
+    return found
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """As Helm merges values: maps by key, anything else replaced, null removed."""
+    both = {**base, **over}
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            both[key] = _merged(base[key], value)
+    return {key: value for key, value in both.items() if value is not None}
 
 
 def render(application: Mapping[str, Any], tests: bool = False) -> list[dict[str, Any]]:

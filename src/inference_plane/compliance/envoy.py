@@ -26,6 +26,8 @@ REGION, GEOGRAPHY, DOMAIN = (f"inference-plane/{name}" for name in ("region", "g
 #: route.lua makes of it.
 ASKED = (None, *RESIDENCIES, "", "Region", "region ", "region,anywhere", "xanywhere", "anywherex", "any", "*")
 LOOPBACK = "127.0.0.1"
+#: The filter of the one listener that carries bytes as they are: to the proxy by which keys are fetched.
+TUNNEL = "envoy.filters.network.tcp_proxy"
 
 
 def items(value: Any) -> list[dict[str, Any]]:
@@ -185,12 +187,25 @@ class Router:
             found += [Cluster(c, file, ("resources", i)) for i, c in enumerate(items(dig(file.parsed, "resources")))]
         return found
 
+    @functools.cached_property
+    def tunnel(self) -> str:
+        """The host at the end of the tunnel through which keys of callers are fetched; empty where there is none."""
+        for listener in items(dig(self.bootstrap and self.bootstrap.parsed, "static_resources", "listeners")):
+            for chain in items(listener.get("filter_chains")):
+                for one in items(chain.get("filters")):
+                    if one.get("name") == TUNNEL:
+                        return text(dig(one, "typed_config", "tunneling_config", "hostname")).rpartition(":")[0]
+        return ""
+
     def cluster(self, name: str) -> Cluster | None:
         return next((cluster for cluster in self.clusters if cluster.name == name), None)
 
     @functools.cached_property
     def managers(self) -> list[tuple[str, Mapping[str, Any], tuple[str | int, ...]]]:
-        """(name of the listener, configuration, path in the bootstrap) of each HTTP connection manager."""
+        """(name of the listener, configuration, path in the bootstrap) of each HTTP connection manager.
+
+        Whatever else filters of a listener are is for the rule of listeners to say.
+        """
         if not self.bootstrap:
             return []
         found = []
@@ -198,6 +213,8 @@ class Router:
         for i, listener in enumerate(items(dig(self.bootstrap.parsed, *root))):
             for j, chain in enumerate(items(listener.get("filter_chains"))):
                 for k, one in enumerate(items(chain.get("filters"))):
+                    if one.get("name") == TUNNEL:
+                        continue
                     config = one.get("typed_config")
                     path = (*root, i, "filter_chains", j, "filters", k, "typed_config")
                     found.append((text(listener.get("name")), config if isinstance(config, dict) else {}, path))

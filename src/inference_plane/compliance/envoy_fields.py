@@ -300,7 +300,7 @@ _CLUSTER = {
                         "endpoint": {
                             "address": {
                                 "socket_address": {"address": str, "port_value": int},
-                                "pipe": {"path": {"run/admin.sock"}},
+                                "pipe": {"path": {"run/admin.sock", "run/jwks-proxy.sock"}},
                             },
                             "health_check_config": {"disable_active_health_check": {True}},
                         },
@@ -577,7 +577,13 @@ _TRACER = Extension(
         },
     )
 )
-_CONNECTION_MANAGER = Extension(
+_TUNNEL = (
+    "envoy.filters.network.tcp_proxy",
+    _V + "filters.network.tcp_proxy.v3.TcpProxy",
+    {"cluster": {"jwks-proxy"}, "stat_prefix": {"jwks_proxy"}, "tunneling_config": {"hostname": str}},
+)
+_NETWORK_FILTERS = Extension(
+    _TUNNEL,
     (
         "envoy.filters.network.http_connection_manager",
         _V + "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -665,7 +671,7 @@ _CONNECTION_MANAGER = Extension(
             },
             "http_filters": [_FRONT_FILTERS],
         },
-    )
+    ),
 )
 BOOTSTRAP = {
     "node": {"id": {"router"}, "cluster": {"inference-plane"}},
@@ -726,14 +732,17 @@ BOOTSTRAP = {
         "clusters": [_CLUSTER],
         "listeners": [
             {
-                "name": {"plane", "no-capacity", "status"},
+                "name": {"plane", "no-capacity", "status", "jwks-proxy"},
                 "stat_prefix": {"plane"},
-                "address": {"socket_address": {"address": str, "port_value": int}},
+                "address": {
+                    "socket_address": {"address": str, "port_value": int},
+                    "pipe": {"path": {"run/jwks-proxy.sock"}, "mode": {384}},
+                },
                 "per_connection_buffer_limit_bytes": int,
                 "bypass_overload_manager": {True},
                 "filter_chains": [
                     {
-                        "filters": [_CONNECTION_MANAGER],
+                        "filters": [_NETWORK_FILTERS],
                         "transport_socket": _LISTENER_SOCKET,
                         "transport_socket_connect_timeout": duration,
                     }

@@ -122,7 +122,11 @@ def on_disk(policies: pathlib.Path = POLICIES) -> set[str]:
         if not (folder / "__init__.py").is_file():
             raise RuleError(f"{folder}/__init__.py is missing: checkov would load no rule of that folder, in silence")
         for file in (f for f in files(policies) if f.parent == folder):
-            for node in ast.walk(ast.parse(file.read_text(), str(file))):
+            try:
+                parsed = ast.parse(file.read_text(), str(file))
+            except SyntaxError as error:
+                raise RuleError(f"{file} is not Python: {error}") from error
+            for node in ast.walk(parsed):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "rule":
                     ids.append(ast.literal_eval(node.args[0]))
         if not ids:

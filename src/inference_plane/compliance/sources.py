@@ -82,7 +82,7 @@ def brought(values: Mapping[str, Any], namespace: str) -> list[str]:
         if bundle := tls.get("caConfigMap"):
             found.append(f"ConfigMap {space}/{bundle}")
         if tls.get("mode") == "secrets":
-            names = {name: f"{name}-tls" for name in ("router", *models)} | tls.get("secretNames", {})
+            names = {name: f"{name}-tls" for name in ("router", *models)} | (tls.get("secretNames") or {})
             found += [f"Secret {space}/{secret}" for secret in names.values()]
     return found
 
@@ -111,7 +111,8 @@ def folder(root: pathlib.Path, namespace: str = "inference") -> list[Source]:
         names = ", ".join(member["metadata"]["name"] for member in members)
         made = [obj for member in members for obj in argocd.render(member, tests=True)]
         unique = list({name_of(obj): obj for obj in made}.values())
-        found.append(Source(f"{root}: {names} on {cluster}", unique, namespace))
+        other = {b for m in members for b in brought(argocd.values(m), m["spec"]["destination"]["namespace"])}
+        found.append(Source(f"{root}: {names} on {cluster}", unique, namespace, tuple(sorted(other))))
     return found
 
 
