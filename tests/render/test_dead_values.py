@@ -82,7 +82,7 @@ def guesses(schema, value):
     if isinstance(value, list):
         choices = schema.get("items", {}).get("enum", [])
         more = [[choice] for choice in choices if [choice] != value]
-        forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "a.example", "eu-west-9", {"kty": "RSA"}]
+        forms = ["other", "10.9.0.1:53", "subnet-0a", "pl-0a", "vpce-0a1b2c3d", "a.example", "eu-west-9", {"kty": "RSA"}]
         return [*more, [*value, "10.9.0.0/16"], *([form] for form in forms), []]
     if isinstance(value, dict):
         names = schema.get("propertyNames", {}).get("enum", [])
