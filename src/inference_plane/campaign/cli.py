@@ -73,6 +73,7 @@ def run_fuzz(arguments: argparse.Namespace) -> int:
 
 def add_mutations(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", default="", metavar="PREFIX", help="only those of rules whose id begins so")
+    parser.add_argument("--each", type=int, default=0, metavar="N", help="at most N of each rule, evenly picked")
     parser.add_argument("--checkov", action="store_true", help="by checkov itself, about a second each")
     parser.add_argument(
         "--compare", action="store_true", help="also by checkov's own rules alone, and by kube-score: seconds each"
@@ -80,7 +81,7 @@ def add_mutations(parser: argparse.ArgumentParser) -> None:
 
 
 def run_mutations(arguments: argparse.Namespace) -> int:
-    chosen = [m for m in compliance.load() if m.rule.startswith(arguments.rule)]
+    chosen = mutations.pick([m for m in compliance.load() if m.rule.startswith(arguments.rule)], arguments.each)
     with contextlib.ExitStack() as stack:
         scan, others = mutations.by_rules, {}
         if arguments.checkov:

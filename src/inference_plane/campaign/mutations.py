@@ -68,6 +68,14 @@ def by_kube_score(objects: Objects, rule: str) -> Said:
     }
 
 
+def pick(found: list[Mutation], each: int) -> list[Mutation]:
+    """At most so many of each rule, from all over its list; all of them where `each` is 0."""
+    by_rule: dict[str, list[Mutation]] = {}
+    for mutation in found:
+        by_rule.setdefault(mutation.rule, []).append(mutation)
+    return [m for ms in by_rule.values() for m in (ms[:: -(-len(ms) // each)] if each else ms)]
+
+
 def run(chosen: list[Mutation], scan: Scan, others: dict[str, Scan]) -> Iterator[Outcome]:
     """Breaks the renders one by one; gives what has come of it so far after each."""
     outcome = Outcome(chosen, others={name: Counter() for name in others})
