@@ -57,11 +57,11 @@ def by_kube_score(objects: Objects, rule: str) -> Said:
     command = [tools.build("kube-score"), "score", "--output-format", "json", *optional, "-"]
     documents = "\n---\n".join(json.dumps(obj) for obj in objects)
     done = subprocess.run(command, input=documents, capture_output=True, text=True, check=False)
-    if not done.stdout.startswith("["):
+    if not done.stdout.startswith(("[", "null")):  # null: it knows none of the kinds.
         raise RuntimeError(f"kube-score: {done.stderr.strip()[:500]}")
     return {
         (check["check"]["id"], f"{scored['object_name']}: {comment['path']}: {comment['summary']}")
-        for scored in json.loads(done.stdout)
+        for scored in json.loads(done.stdout) or ()
         for check in scored["checks"]
         if check["grade"] < 10
         for comment in check["comments"] or ()
