@@ -280,7 +280,7 @@ def _(objects):
     ]
 
 
-@mutation("PLANE_RES_03", "routes of every namespace", source="alb-ingress/ci/gateway")
+@mutation("PLANE_RES_03", "a listener open to routes of all namespaces", source="alb-ingress/ci/gateway")
 def _(objects):
     find(objects, "Gateway", "router")["spec"]["listeners"][0]["allowedRoutes"]["namespaces"] = {"from": "All"}
 
@@ -542,7 +542,7 @@ def _(objects):
     vllm(objects)["securityContext"]["seLinuxOptions"] = {"type": "super_t"}
 
 
-@mutation("PLANE_LP_23", "no AppArmor")
+@mutation("PLANE_LP_23", "AppArmor lets everything be")
 def _(objects):
     vllm(objects)["securityContext"]["appArmorProfile"] = {"type": "Unconfined"}
 

@@ -13,8 +13,8 @@ from inference_plane.kube import Index
     "Prometheus asks pods for numbers, and brings nothing",
     severity="HIGH",
     kinds={"monitoring.coreos.com/PodMonitor"},
-    why="Prometheus reads any Secret of the namespace that a PodMonitor names, keys of TLS too, and sends it along with "
-    "its question, by a proxy where one is named.",
+    why="Prometheus reads any Secret of the namespace that a PodMonitor names, keys of TLS too, and sends it along "
+    "with its question, by a proxy where one is named.",
     remedy="port, path: /metrics, interval and params alone, as the charts have it.",
     source="https://prometheus-operator.dev/docs/api-reference/api/#monitoring.coreos.com/v1.PodMetricsEndpoint",
     example="podMetricsEndpoints: [{port: metrics, proxyUrl: http://proxy.example.com:3128}]",
