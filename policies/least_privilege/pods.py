@@ -218,3 +218,19 @@ def bounded(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     for container, path in containers(obj, index):
         if not ((container.get("resources") or {}).get("limits") or {}).get("memory"):
             yield f"{path}.resources.limits.memory", "is not set"
+
+
+@rule(
+    "PLANE_LP_60",
+    "No pod goes before the cluster's own",
+    severity="MEDIUM",
+    kinds=KINDS,
+    why="A pod of a system priority evicts any other, and is evicted for none: it takes the node from its agents.",
+    remedy="No priorityClassName, or one of the plane's own.",
+    source="https://kubernetes.io/docs/tasks/administer-cluster/guaranteed-scheduling-critical-addon-pods/",
+    example="priorityClassName: system-node-critical",
+)
+def no_system_priority(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
+    made = workload(obj, index)
+    if str(made.pod.get("priorityClassName") or "").startswith("system-"):
+        yield f"{made.path}.priorityClassName", f"is {made.pod['priorityClassName']}"

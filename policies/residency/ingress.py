@@ -1,6 +1,7 @@
 """What of the plane can be reached from where: the load balancer, and Services."""
 
 import ipaddress
+import json
 from collections.abc import Iterator, Mapping
 
 from inference_plane.compliance import envoy
@@ -227,3 +228,39 @@ def services_stay(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     own = {text(dig(pod.labels, "app.kubernetes.io/component")) for pod in pods}
     if len(own) > 1:
         yield ("spec.selector", f"selects pods of {', '.join(sorted(own))}: one name for several kinds of them")
+    named = {text(dig(pod.labels, "app.kubernetes.io/name")) for pod in pods}
+    if len(named) > 1:
+        yield "spec.selector", f"selects pods of {', '.join(sorted(named))}: prompts for one reach the others"
+
+
+@rule(
+    "PLANE_RES_83",
+    "The load balancer listens once, and for one namespace",
+    severity="HIGH",
+    kinds={"networking.k8s.io/Ingress", "eks.amazonaws.com/IngressClassParams"},
+    why="A listener without TLS beside the one with it takes prompts in the clear. Parameters of a class hold whatever "
+    "an Ingress says, and a class for every namespace shares the load balancer with them.",
+    remedy="Leave the one listener of charts/alb-ingress, and the class's parameters to its namespace.",
+    source="https://docs.aws.amazon.com/eks/latest/userguide/auto-configure-alb.html",
+    example="alb.ingress.kubernetes.io/listen-ports: '[{\"HTTP\": 80}, {\"HTTPS\": 443}]'",
+)
+def one_listener(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
+    spec = obj.get("spec") or {}
+    if obj.get("kind") == "Ingress":
+        where = f"metadata.annotations['{_ALB}listen-ports']"
+        given = _notes(obj).get(f"{_ALB}listen-ports", "[]")
+        try:
+            ports = [protocol for one in json.loads(given) for protocol in one]
+        except (ValueError, TypeError):
+            ports = []
+        if len(ports) != 1:
+            yield where, f"is {given}, not one listener"
+        if "HTTP" in ports and f"{_ALB}certificate-arn" in _notes(obj):
+            yield where, "has a listener without TLS, and there is a certificate"
+        return
+    names = dig(spec, "namespaceSelector", "matchLabels") or {}
+    if set(names) != {"kubernetes.io/metadata.name"} or dig(spec, "namespaceSelector", "matchExpressions"):
+        yield "spec.namespaceSelector", "names no one namespace: others share the load balancer"
+    for field in ("group", "inboundCIDRs", "prefixListsIDs", "sslPolicy", "listeners", "targetType"):
+        if spec.get(field):
+            yield f"spec.{field}", "holds whatever the Ingress says, and no chart renders it"

@@ -108,3 +108,22 @@ def class_is_judged(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
         if (group, one.get("kind"), meta(one).get("name")) == (ref.get("group"), ref.get("kind"), ref.get("name")):
             return
     yield "spec.template.spec.nodeClassRef", f"names {ref.get('kind')} {ref.get('name')}, which is not in the render"
+
+
+@rule(
+    "PLANE_RES_84",
+    "A node's names are the cluster's",
+    severity="HIGH",
+    kinds={"karpenter.k8s.aws/EC2NodeClass"},
+    why="The kubelet gives every pod of its node the server that answers for names: another one reads each name that "
+    "is asked, and says where it leads.",
+    remedy="Leave kubelet.clusterDNS, and settings of Kubernetes in userData, to Karpenter.",
+    source="https://karpenter.sh/docs/concepts/nodeclasses/#speckubelet",
+    example="kubelet: {clusterDNS: [198.51.100.53]}",
+)
+def names_of_the_cluster(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
+    if dig(obj, "spec", "kubelet", "clusterDNS"):
+        yield "spec.kubelet.clusterDNS", f"is {dig(obj, 'spec', 'kubelet', 'clusterDNS')!r}"
+    for setting in ("cluster-dns-ip", "name-servers", "settings.dns", "https-proxy", "settings.network"):
+        if setting in text(dig(obj, "spec", "userData")):
+            yield "spec.userData", f"has {setting}: it says who answers for names, or by whom requests go"
