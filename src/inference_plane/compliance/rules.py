@@ -57,7 +57,6 @@ UNJUDGED: dict[str, str] = {
     "monitoring.coreos.com/PrometheusRule": "is evaluated by Prometheus over metrics, which hold no prompt",
     "networking.k8s.io/IngressClass": "names a controller and its parameters, which are judged",
     "argoproj.io/AppProject": "bounds what Applications may do; those are judged by what they render",
-    "karpenter.sh/NodePool": "chooses instances; what pods get of their node is the node class's",
 }
 
 #: Every rule that was loaded, by id.
