@@ -55,8 +55,6 @@ UNJUDGED: dict[str, str] = {
     "coordination.k8s.io/Lease": "holds the name of a leader",
     "scheduling.k8s.io/PriorityClass": "orders pods; Pod Security and accounts do not depend on it",
     "monitoring.coreos.com/PrometheusRule": "is evaluated by Prometheus over metrics, which hold no prompt",
-    "networking.k8s.io/IngressClass": "names a controller and its parameters, which are judged",
-    "argoproj.io/AppProject": "bounds what Applications may do; those are judged by what they render",
 }
 
 #: Every rule that was loaded, by id.
