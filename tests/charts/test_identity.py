@@ -18,6 +18,7 @@ KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/7c5d9a10-3f1e-4c58-9b07-2a4f6d8e1
 HOST = "oidc.eks.eu-central-1.amazonaws.com/id/0123456789ABCDEF"
 GPU = {"weightsGiB": 15.3, "accelerator": "l40s", "maxModelLen": 16384}
 INVOKE = ["bedrock:InvokeModel", "bedrock:InvokeModelWithResponseStream"]
+HERE = {"StringEquals": {"aws:RequestedRegion": "eu-central-1"}}
 OWN = f"arn:aws:bedrock:eu-central-1:{ACCOUNT}"
 
 BASE: dict[str, Any] = {
@@ -145,12 +146,19 @@ class TestPolicies:
         assert "env" not in pod(rendered, "router")["containers"][0]
 
     def test_the_router_invokes_a_foundation_model_in_its_own_region(self) -> None:
-        project, own = policy(render(), "router")
-        assert project["Resource"] == [f"{OWN}:project/default"]
+        deny, project, own = policy(render(), "router")
+        assert deny == {
+            "Sid": "NoBearerToken",
+            "Effect": "Deny",
+            "Action": ["bedrock:CallWithBearerToken"],
+            "Resource": ["*"],
+        }
+        assert project["Resource"] == [f"{OWN}:project/default"] and project["Condition"] == HERE
         assert own == {
             "Sid": "OwnRegion",
             "Effect": "Allow",
             "Action": INVOKE,
+            "Condition": HERE,
             "Resource": ["arn:aws:bedrock:eu-central-1::foundation-model/openai.gpt-oss-120b-1:0"],
         }
 
@@ -158,9 +166,15 @@ class TestPolicies:
         regions = {"bedrock": {"profileRegions": {"eu": ["eu-west-1", "eu-central-1"]}}}
         target = "eu.mistral.pixtral-large-2502-v1:0"
         rendered = render(merged(NO_FALLBACK, falls_back(target, target)) | regions)
-        _, profile, models = policy(rendered, "router")
+        _, _, profile, models = policy(rendered, "router")
         arn = f"{OWN}:inference-profile/{target}"
-        assert profile == {"Sid": "Profile0", "Effect": "Allow", "Action": INVOKE, "Resource": [arn]}
+        assert profile == {
+            "Sid": "Profile0",
+            "Effect": "Allow",
+            "Action": INVOKE,
+            "Resource": [arn],
+            "Condition": HERE,
+        }
         assert models == {
             "Sid": "Regions0",
             "Effect": "Allow",
@@ -175,7 +189,7 @@ class TestPolicies:
     def test_the_global_profile_has_the_region_less_model_and_no_other_region(self) -> None:
         target = "global.openai.gpt-oss-20b-1:0"
         rendered = render(merged(NO_FALLBACK, falls_back(target)))
-        _, profile, own, anywhere = policy(rendered, "router")
+        _, _, profile, own, anywhere = policy(rendered, "router")
         arn = f"{OWN}:inference-profile/{target}"
         assert profile["Resource"] == [arn]
         assert own["Resource"] == ["arn:aws:bedrock:eu-central-1::foundation-model/openai.gpt-oss-20b-1:0"]
@@ -189,6 +203,15 @@ class TestPolicies:
         """The second lock on residency: nothing in the policy lets a region-bound fleet's prompts leave."""
         (document,) = render().find("Role", "router")["spec"]["inlinePolicies"].values()
         assert "inference-profile" not in document and document.count("arn:aws:bedrock:eu-central-1:") == 2
+
+    def test_a_named_endpoint_binds_every_statement_but_those_behind_a_profile(self) -> None:
+        ids = {"s3EndpointIds": ["vpce-0a1b2c3d"], "bedrockEndpointIds": ["vpce-1a2b3c4d"]}
+        rendered = render({"network": ids})
+        by = {s["Sid"]: s.get("Condition", {}).get("StringEquals", {}) for s in policy(rendered, "summary")}
+        assert by["ReadWeights"] == by["ListWeights"] == {"aws:SourceVpce": ["vpce-0a1b2c3d"]}
+        router = {s["Sid"]: s.get("Condition", {}).get("StringEquals", {}) for s in policy(rendered, "router")}
+        assert router["OwnRegion"]["aws:SourceVpce"] == router["Project"]["aws:SourceVpce"] == ["vpce-1a2b3c4d"]
+        assert router["NoBearerToken"] == {}
 
     def test_other_partitions_have_their_own_names(self) -> None:
         key = KEY.replace("aws:kms:eu-central-1", "aws-cn:kms:cn-north-1")
@@ -636,4 +659,4 @@ class TestCommand:
     def test_a_document_wants_a_role(self, file: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             iam.main([file, "--policy"])
-        assert "--policy and --trust want a ROLE" in capsys.readouterr().err
+        assert "--policy, --trust and --diff want a ROLE" in capsys.readouterr().err
