@@ -4,7 +4,7 @@ import copy
 
 import yaml
 
-from inference_plane import checkout
+from inference_plane import argocd, checkout
 from inference_plane.compliance.mutations import document, find, mutation
 
 AUTO = "auto-mode"
@@ -197,8 +197,8 @@ def _(objects):
 @mutation("PLANE_RES_72", "an ApplicationSet of another repository")
 def _(objects):
     found = argo("environments.yaml")[0]
-    objects += [*argo("projects.yaml"), found]
     found["spec"]["template"]["spec"]["source"]["repoURL"] = "https://example.com/x.git"
+    objects += [*argo("projects.yaml"), *argocd.expand(found)]
 
 
 for name, change in {

@@ -782,9 +782,7 @@ def _(objects):
             "name": "envoy.transport_sockets.tap",
             "typed_config": {
                 "@type": TYPES + "extensions.transport_sockets.tap.v3.Tap",
-                "common_config": {
-                    "static_config": {"match": {"any_match": True}, "output_config": {"sinks": [sink]}}
-                },
+                "common_config": {"static_config": {"match": {"any_match": True}, "output_config": {"sinks": [sink]}}},
                 "transport_socket": chain["transport_socket"],
             },
         }
@@ -931,17 +929,13 @@ def _(objects):
 
 @mutation("PLANE_LP_50", "one more service may take the role")
 def _(objects):
-    with document(
-        find(objects, "iam.services.k8s.aws/Role", "router")["spec"], "assumeRolePolicyDocument"
-    ) as file:
+    with document(find(objects, "iam.services.k8s.aws/Role", "router")["spec"], "assumeRolePolicyDocument") as file:
         file["Statement"][0]["Principal"]["Service"] = ["pods.eks.amazonaws.com", "ec2.amazonaws.com"]
 
 
 @mutation("PLANE_LP_50", "an account may take the role")
 def _(objects):
-    with document(
-        find(objects, "iam.services.k8s.aws/Role", "router")["spec"], "assumeRolePolicyDocument"
-    ) as file:
+    with document(find(objects, "iam.services.k8s.aws/Role", "router")["spec"], "assumeRolePolicyDocument") as file:
         file["Statement"].append(
             {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": ["999999999999"]}}
         )

@@ -71,19 +71,11 @@ def nothing_else_of_kserve(obj: Mapping, index: Index) -> Iterator[tuple[str, st
     yield "", f"is a {obj.get('kind')}, by which prompts or weights pass what is judged"
 
 
-def _applications(obj: Mapping) -> Iterator[tuple[Mapping, str]]:
-    """(spec of an Application, path) of an Application, or of the template of an ApplicationSet."""
-    if obj.get("kind") == "Application":
-        yield obj.get("spec") or {}, "spec"
-    else:
-        yield dig(obj, "spec", "template", "spec") or {}, "spec.template.spec"
-
-
 @rule(
     "PLANE_RES_72",
     "Argo CD takes charts and values from the project's repositories alone",
     severity="CRITICAL",
-    kinds={"argoproj.io/Application", "argoproj.io/ApplicationSet"},
+    kinds={"argoproj.io/Application"},
     why="What is judged here is what Argo CD renders only where it comes from the same repository; a values file from "
     "elsewhere can set any fallback.",
     remedy="Name a repository of the AppProject's sourceRepos, valueFiles of the same repository, and what differs in "
@@ -92,37 +84,37 @@ def _applications(obj: Mapping) -> Iterator[tuple[Mapping, str]]:
     example="valueFiles: [https://example.com/values.yaml]",
 )
 def sources_of_the_project(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
-    for spec, path in _applications(obj):
-        projects = [p for p in index.kind("AppProject") if meta(p).get("name") == spec.get("project")]
-        allowed = [text(repo) for p in projects for repo in dig(p, "spec", "sourceRepos") or ()]
-        if not projects:
-            yield (
-                f"{path}.project",
-                f"is {spec.get('project')!r}, which is not in the render: any source may be allowed",
-            )
-        if "sources" in spec or not isinstance(spec.get("source"), dict):
-            yield f"{path}.sources", "are several, or none: what one says the next may change"
-        for source, where in [
-            (spec.get("source"), f"{path}.source"),
-            *((s, f"{path}.sources") for s in items(spec.get("sources"))),
-        ]:
-            if not isinstance(source, dict):
-                continue
-            repo = text(source.get("repoURL"))
-            if projects and repo not in allowed:
-                yield f"{where}.repoURL", f"is {repo}, none of {', '.join(allowed) or 'nothing'}"
-            if not repo.startswith("https://"):
-                yield f"{where}.repoURL", f"is {repo!r}: it proves no host"
-            for field in ("kustomize", "plugin", "chart", "ref"):
-                if field in source:
-                    yield f"{where}.{field}", "makes something else of the charts than Helm does"
-            helm = source.get("helm") or {}
-            for field in ("parameters", "fileParameters", "values", "passCredentials", "skipSchemaValidation"):
-                if helm.get(field):
-                    yield f"{where}.helm.{field}", "sets values that no file of the repository has, or checks none"
-            for i, file in enumerate(helm.get("valueFiles") or ()):
-                if not isinstance(file, str) or "://" in file or ".." in file.split("/") or file.startswith("$"):
-                    yield f"{where}.helm.valueFiles[{i}]", f"is {file!r}, not of the repository"
+    spec, path = obj.get("spec") or {}, "spec"
+    projects = [p for p in index.kind("AppProject") if meta(p).get("name") == spec.get("project")]
+    allowed = [text(repo) for p in projects for repo in dig(p, "spec", "sourceRepos") or ()]
+    if not projects:
+        yield (
+            f"{path}.project",
+            f"is {spec.get('project')!r}, which is not in the render: any source may be allowed",
+        )
+    if "sources" in spec or not isinstance(spec.get("source"), dict):
+        yield f"{path}.sources", "are several, or none: what one says the next may change"
+    for source, where in [
+        (spec.get("source"), f"{path}.source"),
+        *((s, f"{path}.sources") for s in items(spec.get("sources"))),
+    ]:
+        if not isinstance(source, dict):
+            continue
+        repo = text(source.get("repoURL"))
+        if projects and repo not in allowed:
+            yield f"{where}.repoURL", f"is {repo}, none of {', '.join(allowed) or 'nothing'}"
+        if not repo.startswith("https://"):
+            yield f"{where}.repoURL", f"is {repo!r}: it proves no host"
+        for field in ("kustomize", "plugin", "chart", "ref"):
+            if field in source:
+                yield f"{where}.{field}", "makes something else of the charts than Helm does"
+        helm = source.get("helm") or {}
+        for field in ("parameters", "fileParameters", "values", "passCredentials", "skipSchemaValidation"):
+            if helm.get(field):
+                yield f"{where}.helm.{field}", "sets values that no file of the repository has, or checks none"
+        for i, file in enumerate(helm.get("valueFiles") or ()):
+            if not isinstance(file, str) or "://" in file or ".." in file.split("/") or file.startswith("$"):
+                yield f"{where}.helm.valueFiles[{i}]", f"is {file!r}, not of the repository"
 
 
 @rule(

@@ -242,7 +242,7 @@ def services_stay(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     "an Ingress says, and a class for every namespace shares the load balancer with them.",
     remedy="Leave the one listener of charts/alb-ingress, and the class's parameters to its namespace.",
     source="https://docs.aws.amazon.com/eks/latest/userguide/auto-configure-alb.html",
-    example="alb.ingress.kubernetes.io/listen-ports: '[{\"HTTP\": 80}, {\"HTTPS\": 443}]'",
+    example='alb.ingress.kubernetes.io/listen-ports: \'[{"HTTP": 80}, {"HTTPS": 443}]\'',
 )
 def one_listener(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
     spec = obj.get("spec") or {}

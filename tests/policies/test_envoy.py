@@ -280,14 +280,8 @@ def test_configuration_without_its_router_is_no_green_answer(folder):
 
 
 def test_the_applications_of_this_repository_break_no_rule():
-    objects = [
-        o
-        for file in sorted((checkout.ROOT / "argocd").rglob("*.yaml"))
-        for o in yaml.safe_load_all(file.read_text())
-        if o and o["kind"] in ("Application", "ApplicationSet", "AppProject")
-    ]
-    mine = [found for found in mutations.judge(objects) if found[0].startswith("PLANE_RES")]
-    assert mine == [] and len(objects) > 5
+    objects = mutations.source("argocd/").judged
+    assert mutations.judge(objects) == [] and len(objects) > 5
 
 
 def test_every_residency_rule_says_where_it_comes_from():
