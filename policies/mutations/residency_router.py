@@ -560,7 +560,7 @@ def keys(document, name="jwks"):
     return found
 
 
-PROXIED = {"source": "router/ci/fallback"}
+PROXIED = {"source": "router/ci/egress-proxy"}
 for name, change in {
     "bytes to a fleet": lambda x: x["filter_chains"][0]["filters"][0]["typed_config"].update(cluster="fleet/letters"),
     "bytes to a cluster of their choice": lambda x: x["filter_chains"][0]["filters"][0]["typed_config"].update(
