@@ -7,6 +7,7 @@ import yaml
 
 from inference_plane import helm, packages
 from inference_plane.checkout import CHARTS, INSTALLABLE, ROOT
+from inference_plane.compliance.sources import brought
 from inference_plane.environments import cases, chart_values
 from inference_plane.manifests import check
 from inference_plane.manifests.kserve import deployments
@@ -27,16 +28,7 @@ EXTERNAL = {"alb-ingress": ["Service inference/router"]}
 
 def external(case):
     """What somebody else makes: another release, trust-manager, or whoever brings Secrets."""
-    shared = case.values["global"]
-    tls, models = shared.get("tls", {}), shared.get("models", {})
-    found = list(EXTERNAL.get(case.chart, ()))
-    for namespace in {"inference", *(model.get("namespace", "inference") for model in models.values())}:
-        if bundle := tls.get("caConfigMap"):
-            found.append(f"ConfigMap {namespace}/{bundle}")
-        if tls.get("mode") == "secrets":
-            names = {name: f"{name}-tls" for name in ("router", *models)} | tls.get("secretNames", {})
-            found += [f"Secret {namespace}/{secret}" for secret in names.values()]
-    return found
+    return [*EXTERNAL.get(case.chart, ()), *brought(case.values, "inference")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

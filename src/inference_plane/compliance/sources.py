@@ -1,5 +1,6 @@
 """What there is to judge: the render of an environment, or manifests that somebody else rendered into a folder."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,7 @@ class Source:
     notes: tuple[str, ...] = ()
     digests: bool = False
 
-    @property
+    @functools.cached_property
     def judged(self) -> list[dict[str, Any]]:
         """All that rules judge: the objects, the roles, the Deployments that KServe makes.
 
