@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import affinity, growth, messages, peers, report, router
+from inference_plane.bench import affinity, generator, growth, messages, peers, report, router
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -28,6 +28,7 @@ examples:
   scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
+  scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
 
 Exits 2 when something answered anything but 200, did not start, or did not render. docs/bench.md says what the figures
 mean.
@@ -54,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     size.set_defaults(measure=measure_growth)
     kept = subjects.add_parser("affinity", help="cached tokens and first tokens by a model's affinity")
     kept.set_defaults(measure=measure_affinity)
-    for subject in (costs, size, kept):
+    own = subjects.add_parser("generator", help="how exact the load generator's own times are")
+    own.add_argument("--seconds", type=_within(1, 600), default=30.0, help="of requests (default 30)")
+    own.add_argument("--rate", type=_within(0.1, 1000), default=20.0, help="requests a second (default 20)")
+    own.set_defaults(measure=measure_generator)
+    for subject in (costs, size, kept, own):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
@@ -130,6 +135,17 @@ def measure_affinity(arguments: argparse.Namespace, progress: Callable[[str], No
         f"engines of {affinity.SLOTS} slots, llama.cpp with SmolLM2-135M. {machine['cpus']} x {machine['cpu']}, load "
         f"{machine['load_average']:.1f}.")
     return [dataclasses.asdict(row) for row in found], affinity.table(found, note)
+
+
+def measure_generator(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    rows, facts = generator.measure(seconds=arguments.seconds, rate=arguments.rate, progress=progress)
+    machine = router.machine()
+    note = (
+        f"{facts['requests']} streams of {generator.TOKENS} tokens, {facts['rate']:g} a second. The generator sent at most "
+        f"{facts['late_max_ms']:.1f} ms late; its loop was late by {facts['lag_p50_ms']:.1f} ms (p50), "
+        f"{facts['lag_p99_ms']:.1f} ms (p99). {machine['cpus']} x {machine['cpu']}, load {machine['load_average']:.1f}.")
+    document = {"machine": machine, **facts, "rows": [dataclasses.asdict(row) for row in rows]}
+    return document, generator.table(rows, facts, note)
 
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:

@@ -96,6 +96,8 @@ def _run(
     arguments: argparse.Namespace, profile: profiles.Profile, source: Path, folder: Path, console: rich.console.Console
 ) -> int:
     models = _pairs("--model", arguments.model)
+    if arguments.target != "demo" and not arguments.target.startswith(("http://", "https://")):
+        raise targets.TargetError(f"--target {arguments.target}: is neither demo nor a URL. Set http://... or https://...")
     with contextlib.ExitStack() as stack:
         plane = targets.Plane(folder, lambda what: _step(console, what)) if arguments.target == "demo" else None
         driver: drive.Driver = drive.NoDriver()
@@ -115,7 +117,7 @@ def _run(
             tokens = {tenant: plane.token(tenant) for tenant in profile.tenants}
         else:
             url = arguments.target.rstrip("/")
-            tokens = {tenant: Path(file).read_text().strip() for tenant, file in _tokens(arguments.token_file).items()}
+            tokens = _tokens(arguments.token_file)
             processes = stack.enter_context(Processes())
         for tenant, wanted in profile.asks().items():
             token = tokens.get(tenant) or tokens.get("")
@@ -137,6 +139,9 @@ def _run(
             )
         compared = router.compare(outcome.samples, router.of(plane.router)) if plane else None
     verdicts = thresholds.judge(profile, outcome.samples)
+    if plane:
+        # By content, whatever a profile demands: an answer does not tell where its prompt has been.
+        verdicts.append(thresholds.nothing_left(plane.restricted.count))
     made = report.document(profile, arguments.target, outcome, verdicts, compared)
     print(report.text(made))
     for kind, write in WRITERS.items():
@@ -156,7 +161,16 @@ def _pairs(option: str, given: list[str]) -> dict[str, str]:
 
 
 def _tokens(given: list[str]) -> dict[str, str]:
-    return {tenant: file for tenant, _, file in (each.rpartition("=") for each in given)}
+    """The tokens by tenant, "" for all others."""
+    found = {}
+    for tenant, _, file in (each.rpartition("=") for each in given):
+        try:
+            found[tenant] = Path(file).read_text().strip()
+        except OSError as error:
+            raise targets.TargetError(
+                f"--token-file {file}: cannot be read: {error.strerror}. Set FILE, or TENANT=FILE, of a file with a token"
+            ) from None
+    return found
 
 
 @contextlib.contextmanager

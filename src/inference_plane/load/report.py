@@ -177,7 +177,7 @@ def write_png(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], pr
     """The timeline alone."""
     from . import plots  # a second and 60 MB: only who draws pays it
 
-    plots.timeline(made).savefig(path, dpi=110)
+    plots.timeline(made).savefig(path, format="png", dpi=110)
 
 
 def write_html(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
