@@ -76,6 +76,30 @@ def measure(
     return found
 
 
+def largest(environment: Mapping[str, Any], progress: Callable[[str], None] = lambda line: None) -> int:
+    """How many models the charts take of this environment, before they refuse to render the router's files.
+
+    Raises HelmError where one model is refused, or the refusal is of something else.
+    """
+    def fits(size: int) -> bool:
+        progress(f"do {size} models fit?")
+        try:
+            helm.template("inference-plane", values=grown(environment, size), namespace="inference")
+        except helm.HelmError as error:
+            if size == 1 or "KiB" not in str(error):
+                raise
+            return False
+        return True
+
+    taken = 1
+    while fits(2 * taken):
+        taken *= 2
+    step = taken
+    while step := step // 2:
+        taken += step if fits(taken + step) else 0
+    return taken
+
+
 def release_bytes(release: Mapping[str, Any]) -> int:
     """Bytes of a release in its Secret: gzipped JSON in base64, as helm/pkg/storage/driver encodes it."""
     return len(base64.b64encode(gzip.compress(json.dumps(release, separators=(",", ":")).encode(), 9)))
