@@ -48,14 +48,15 @@ def measure(*, rounds: int = 3, progress: Callable[[str], None] = lambda line: N
     with plane.started(2, max_num_seqs=_SLOTS, max_num_queued_reqs=_SLOTS + _QUEUED) as (bed, tokens):
         (engine,) = bed.engines[_MODEL]
         _until(bed, lambda share: share == 0)
-        for number in range(rounds):
-            def timed(what: str, act: Callable[[], object], wanted: Callable[[int], bool], number: int = number) -> None:
-                progress(f"round {number + 1} of {rounds}: {what}")
-                began = time.monotonic()
-                act()
-                _until(bed, wanted)
-                times[what].append(time.monotonic() - began)
 
+        def timed(what: str, act: Callable[[], object], wanted: Callable[[int], bool]) -> None:
+            progress(f"round {len(times[what]) + 1} of {rounds}: {what}")
+            began = time.monotonic()
+            act()
+            _until(bed, wanted)
+            times[what].append(time.monotonic() - began)
+
+        for _ in range(rounds):
             with _Crowd(bed, tokens[0]) as crowd:
                 engine.behaviour.update({"first_token_delay": _FULL_SECONDS})
                 timed(FULL, crowd.come, lambda share: share > 0)

@@ -27,7 +27,7 @@ _MODELS = 4
 _SAMPLE_SECONDS = 5.0
 _FULL_EVERY, _FULL_SECONDS = 60.0, 5.0  # an engine refuses all for so long, so often
 _PATIENCE = 30.0  # for a reply, and for what is under way at the end
-_SETTLE_SECONDS = 15.0  # after the last client, for connections to end: more than the router's probes take
+_SETTLE_SECONDS = 10.0  # after the last client, for connections to end
 #: Memory that is more in the last third than in the middle one by this part, and by so many bytes, is growing.
 GROWTH, GROWTH_BYTES = 0.05, 3 << 20
 
@@ -192,5 +192,6 @@ def table(found: Soak) -> rich.table.Table:
     for name in found.samples[0].resident:
         drawn.add_row(f"{name}, MiB", *(
             f"{statistics.median(s.resident[name] for s in part) / 2**20:.1f}" for part in parts))
-        drawn.add_row(f"{name}, open files", *(f"{statistics.median(s.files[name] for s in part):.0f}" for part in parts))
+        drawn.add_row(f"{name}, open files", *(
+            f"{statistics.median(s.files[name] for s in part):.0f}" for part in parts))
     return drawn

@@ -32,8 +32,8 @@ examples:
   scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
   scripts/bench suite memory reaction   two of its parts: ten minutes
 
-Exits 1 when the soak found something that grows or was lost, 2 when something answered anything but 200, did not start, or did not render. docs/bench.md says what the figures
-mean.
+Exits 1 when the soak found something that grows or was lost, 2 when something answered anything but 200, did not start,
+or did not render. docs/bench.md says what the figures mean.
 """
 
 
