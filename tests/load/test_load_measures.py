@@ -113,8 +113,13 @@ def test_shares() -> None:
 
 @pytest.mark.parametrize(
     ("error", "lost"),
-    [("http 503", False), ("cut stream", True), ("connection: TimeoutError", True), ("timeout", True),
-     ("error 500 in the stream", True)],
+    [
+        ("http 503", False),
+        ("cut stream", True),
+        ("connection: TimeoutError", True),
+        ("timeout", True),
+        ("error 500 in the stream", True),
+    ],
 )
 def test_lost_is_what_has_no_status_or_no_end(error: str, lost: bool) -> None:
     assert measures.lost(sample(outcome=FAILED, error=error)) is lost
@@ -150,7 +155,10 @@ def judged(*demands: dict[str, Any], samples: list[Sample]) -> list[str]:
 
 
 def test_verdicts_name_what_was_demanded_and_what_was_found() -> None:
-    found = [sample(n, first=n / 10, phase="up" if n > 5 else "flat", backend="bedrock" if n == 9 else "fleet") for n in range(10)]
+    found = [
+        sample(n, first=n / 10, phase="up" if n > 5 else "flat", backend="bedrock" if n == 9 else "fleet")
+        for n in range(10)
+    ]
     assert judged(
         {"measure": "ttft", "percentile": 50, "atMost": "400ms"},
         {"measure": "ttft", "percentile": 95, "atMost": "500ms"},
@@ -169,7 +177,9 @@ def test_verdicts_name_what_was_demanded_and_what_was_found() -> None:
 
 
 def test_what_was_not_measured_is_not_kept() -> None:
-    verdicts = judged({"measure": "ttft", "percentile": 95, "atMost": "1h"}, {"measure": "failed", "atMost": 1}, samples=[])
+    verdicts = judged(
+        {"measure": "ttft", "percentile": 95, "atMost": "1h"}, {"measure": "failed", "atMost": 1}, samples=[]
+    )
     assert verdicts[:2] == [
         "not kept: ttft p95 at most 3600 s: nothing was measured",
         "not kept: failed at most 1: nothing was measured",
@@ -194,7 +204,9 @@ def test_the_router_says_the_same() -> None:
         ({}, {"prompt_tokens": 1}, "other prompt tokens"),
     ],
 )
-def test_each_difference_to_the_router_is_named(seen: dict[str, Any], said: dict[str, Any] | None, difference: str) -> None:
+def test_each_difference_to_the_router_is_named(
+    seen: dict[str, Any], said: dict[str, Any] | None, difference: str
+) -> None:
     lines = [] if said is None else [end(0, **said)]
     assert router.compare([sample(0, **seen)], lines)["differences"] == {difference: 1}
 
@@ -243,7 +255,9 @@ def test_an_answer_in_one_piece() -> None:
         answers.whole(one, b"<html>")
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("3", 3), (" 10 ", 10), (None, None), ("Fri, 27 Nov 2026 10:00:00 GMT", None)])
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3", 3), (" 10 ", 10), (None, None), ("Fri, 27 Nov 2026 10:00:00 GMT", None)]
+)
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert answers.retry_after(value) == seconds
 
@@ -262,7 +276,10 @@ def test_samples_survive_their_file() -> None:
 
 
 def test_the_report_as_files(tmp_path: Path) -> None:
-    samples = [sample(n, tenant="<b>") for n in range(5)] + [sample(5, outcome=FAILED, error="http 503"), sample(6, outcome=UNSENT, sent=None, first=None, total=None)]
+    samples = [sample(n, tenant="<b>") for n in range(5)] + [
+        sample(5, outcome=FAILED, error="http 503"),
+        sample(6, outcome=UNSENT, sent=None, first=None, total=None),
+    ]
     verdicts = thresholds.judge(PROFILE, samples)
     made = report.document(PROFILE, "http://<target>", outcome(samples), verdicts, None)
     for kind in ("json", "csv", "html", "png"):
@@ -280,6 +297,9 @@ def test_the_report_as_files(tmp_path: Path) -> None:
 def test_an_open_loop_that_was_not_kept_is_said() -> None:
     samples = [sample(0, sent=5.0), sample(1, outcome=UNSENT, sent=None, first=None, total=None)]
     made = report.document(PROFILE, "demo", outcome(samples), thresholds.judge(PROFILE, samples), None)
-    assert "OPEN LOOP NOT KEPT: 1 requests went out more than 0.1 s late, by up to 5.0 s, and 1 not at all." in report.text(made)
+    assert (
+        "OPEN LOOP NOT KEPT: 1 requests went out more than 0.1 s late, by up to 5.0 s, and 1 not at all."
+        in report.text(made)
+    )
     made = report.document(PROFILE, "demo", outcome([sample(0)]), [], None)
     assert "OPEN LOOP" not in report.text(made)

@@ -12,7 +12,12 @@ from load_cases import SOUND
 
 from inference_plane.load import curve, measures, plan, profiles
 
-CURVE = (profiles.Phase("flat", 10, 2, 2), profiles.Phase("up", 20, 2, 6), profiles.Phase("off", 5, 0, 0), profiles.Phase("end", 10, 1, 1))
+CURVE = (
+    profiles.Phase("flat", 10, 2, 2),
+    profiles.Phase("up", 20, 2, 6),
+    profiles.Phase("off", 5, 0, 0),
+    profiles.Phase("end", 10, 1, 1),
+)
 
 
 def profile(**more: Any) -> profiles.Profile:
@@ -99,8 +104,21 @@ def test_shares_are_kept() -> None:
         profile(
             curve=[{"phase": "long", "for": "1000s", "rate": 10}],
             requests={
-                "a": {"model": "m", "weight": 3, "prompt": 1, "output": 1, "stream": 0.25, "cancel": {"share": 0.1, "after": "1s"}},
-                "b": {"model": "n", "prompt": 1, "output": 1, "tenants": {"x": 4, "y": 1}, "residency": {"own": 1, "cluster": 1}},
+                "a": {
+                    "model": "m",
+                    "weight": 3,
+                    "prompt": 1,
+                    "output": 1,
+                    "stream": 0.25,
+                    "cancel": {"share": 0.1, "after": "1s"},
+                },
+                "b": {
+                    "model": "n",
+                    "prompt": 1,
+                    "output": 1,
+                    "tenants": {"x": 4, "y": 1},
+                    "residency": {"own": 1, "cluster": 1},
+                },
             },
         )
     )
@@ -116,7 +134,9 @@ def test_shares_are_kept() -> None:
 
 def test_conversations_take_turns_of_the_same_curve() -> None:
     turns = {"most": 4, "think": "5s"}
-    found = plan.planned(profile(curve=[{"phase": "long", "for": "300s", "rate": 2}], **chat(turns=turns, tenants={"x": 1, "y": 1})))
+    found = plan.planned(
+        profile(curve=[{"phase": "long", "for": "300s", "rate": 2}], **chat(turns=turns, tenants={"x": 1, "y": 1}))
+    )
     by: dict[int, list[plan.Planned]] = {}
     for each in found:
         by.setdefault(each.conversation, []).append(each)
@@ -126,7 +146,9 @@ def test_conversations_take_turns_of_the_same_curve() -> None:
         assert [each.turn for each in turns] == list(range(1, len(turns) + 1))
         assert len({each.tenant for each in turns}) == 1
         assert all(later.due - earlier.due >= 5 for earlier, later in zip(turns, turns[1:], strict=False))
-    assert [each.due for each in found] == [each.due for each in plan.planned(profile(curve=[{"phase": "long", "for": "300s", "rate": 2}]))]
+    assert [each.due for each in found] == [
+        each.due for each in plan.planned(profile(curve=[{"phase": "long", "for": "300s", "rate": 2}]))
+    ]
 
 
 def test_prompts_begin_with_what_they_share() -> None:

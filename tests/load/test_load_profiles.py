@@ -66,12 +66,24 @@ def test_the_schema_is_one_and_closed() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "finding"),
     [
-        ("curves", [], "the profile: Additional properties are not allowed ('curves' was unexpected). Set one of: curve,"),
+        (
+            "curves",
+            [],
+            "the profile: Additional properties are not allowed ('curves' was unexpected). Set one of: curve,",
+        ),
         ("curve.0.for", "10", "curve[0].for: '10' is not of the form: Such as 500ms, 2s, 5m or 1h."),
         ("curve.0.rate", -1, "curve[0].rate: -1 is less than the minimum of 0"),
         ("users", 0, "users: 0 is less than the minimum of 1"),
-        ("requests.Chat", {"model": "m", "prompt": 1, "output": 1}, "requests: 'Chat' does not match any of the regexes"),
-        ("requests.chat.prompt", "long", "requests.chat.prompt: 'long' is not what is expected here: tokens of each request"),
+        (
+            "requests.Chat",
+            {"model": "m", "prompt": 1, "output": 1},
+            "requests: 'Chat' does not match any of the regexes",
+        ),
+        (
+            "requests.chat.prompt",
+            "long",
+            "requests.chat.prompt: 'long' is not what is expected here: tokens of each request",
+        ),
         (
             "requests.chat.prompt",
             {"median": 5, "p95": 9},
@@ -124,7 +136,11 @@ def test_the_schema_is_one_and_closed() -> None:
             [{"measure": "failed", "atMost": 0, "where": {"phase": ["down"]}}],
             "thresholds[0].where.phase: the profile has no down. It would never be judged. Set some of flat, up",
         ),
-        ("curve", [{"phase": "off", "for": "9s", "rate": 0}], "curve: has no rate above 0. Nothing would be sent. Set `rate`"),
+        (
+            "curve",
+            [{"phase": "off", "for": "9s", "rate": 0}],
+            "curve: has no rate above 0. Nothing would be sent. Set `rate`",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_path(path: str, value: Any, finding: str) -> None:

@@ -79,8 +79,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure, in milliseconds. `known` is what the server did, `client` what was measured, `error` their difference
-    for the same request (of gaps: of the same gap); `locust` is locust's own median, which is rounded to its buckets."""
+    """One measure, in milliseconds. `known` is what the server did, `client` what was measured, `error` their
+    difference for the same request (of gaps: of the same gap); `locust` is locust's own median, which is rounded to
+    its buckets."""
 
     measure: str
     samples: int
