@@ -187,7 +187,8 @@ class Client(User):
             {"role": "user", "content": plan.prompt(each, run.profile.seed)},
         ]
         body = json.dumps(_body(each, sample.model, messages)).encode()
-        headers = {"content-type": "application/json"}
+        # By which a model with `affinity: session` finds the engine that has the conversation's beginning.
+        headers = {"content-type": "application/json", "x-session-id": f"{run.profile.seed}-{each.conversation}"}
         if token := run.tokens.get(each.tenant) or run.tokens.get(""):
             headers["authorization"] = f"Bearer {token}"
         if each.residency:
