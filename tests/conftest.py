@@ -17,7 +17,10 @@ ONE_CLUSTER = tuple(
 )
 
 #: What waits longest comes first, so that the rest fills the time.
-FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
+FIRST = (
+    *("router/test_router_long.py", "load/test_load_run.py", "demo/test_demo_run.py", "router/test_router_scale.py"),
+    "router/",
+)
 
 
 def pytest_addoption(parser):
