@@ -213,7 +213,6 @@ spec:
   maxReplicaCount: {{ int $model.replicas.max }}
   pollingInterval: {{ int $root.Values.autoscaling.pollingSeconds }}
   advanced:
-    restoreToOriginalReplicaCount: false
     scalingModifiers:
       # Requests in the engines over what one replica is meant to have. The queue alone would take replicas away as soon
       # as it is empty, however busy they are. No `??`: while no engine can be read the number of replicas stays.
