@@ -70,11 +70,12 @@ class Elsewhere:
     def _next(self):
         text = ""
         while not text.endswith("\n"):
-            ended = not self._process.running  # before reading: what it wrote last is still read
+            ended = not self._process.running  # asked before reading: what it wrote last is still read
             text += self._lines.readline()
-            if ended and not text:
-                return None
-            time.sleep(0 if text else 0.1)
+            if not text.endswith("\n"):
+                if ended:
+                    return None
+                time.sleep(0.1)
         return self._config.hook.pytest_report_from_serializable(config=self._config, data=json.loads(text))
 
     def close(self):
