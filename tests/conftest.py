@@ -11,9 +11,10 @@ HERE = pathlib.Path(__file__).parent
 #: because its tests share what they start.
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
-#: Files whose tests share one control plane: two cores are not enough for several.
+#: Files whose tests share one control plane, or wait for it: two cores are not enough for several.
 ONE_CLUSTER = tuple(
-    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "kserve", "load_balancer", "rights", "upgrade")
+    f"cluster/test_cluster_{name}.py"
+    for name in ("install", "karpenter", "keda", "kserve", "load_balancer", "rights", "upgrade")
 )
 
 #: What waits longest comes first, so that the rest fills the time.
