@@ -12,9 +12,8 @@ HERE = pathlib.Path(__file__).parent
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
 #: Files whose tests share one control plane: two cores are not enough for several.
-ONE_CLUSTER = tuple(
-    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "load_balancer", "rights", "upgrade")
-)
+SHARING = ("disruption", "failures", "faults", "install", "karpenter", "load_balancer", "rights", "upgrade")
+ONE_CLUSTER = tuple(f"cluster/test_cluster_{name}.py" for name in SHARING)
 
 #: What waits longest comes first, so that the rest fills the time.
 FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
