@@ -1,0 +1,265 @@
+"""Nodes that leave and nodes that stay: the real Karpenter on the rendered pools, with the pace set by values."""
+
+import datetime
+
+import pytest
+import yaml
+from cluster_harness import Release
+from karpenter_harness import all_ready, compiled, label, model, pods, running, scale
+
+from inference_plane import checkout
+from inference_plane.cluster import karpenter
+from inference_plane.cluster.aws import Account
+from inference_plane.cluster.diagnose import condition, ready
+from inference_plane.helm import KUBERNETES_VERSION
+
+NODES = yaml.safe_load((checkout.VALUES / "prod.yaml").read_text())["karpenter-nodepools"]
+AMIS = ("1.46.0", "1.47.0")
+
+#: The shortest that the chart allows: a node ends its pods that long before its own end.
+DRAIN = {"endpointStalenessSeconds": 10, "shutdownTimeoutSeconds": 1, "bufferSeconds": 5}
+
+#: Interactive models, each on an accelerator of its own. Two replicas or more have a disruption budget, one has
+#: karpenter.sh/do-not-disrupt. `whole` fills a node with each replica, `idle` uses an eighth of one.
+INTERACTIVE = {
+    "whole": model("a100-80", tensorParallelSize=8, replicas={"min": 3}),
+    "idle": model("h100", replicas={"min": 2}),
+    "neuron": compiled("inferentia2", 2) | {"replicas": {"min": 2}},
+    "only": model("l40s", replicas={"min": 1}),
+}
+POOL = {name: f"day-{entry['accelerator']}-interactive" for name, entry in INTERACTIVE.items()}
+
+#: Batch on nodes with eight accelerators: enough of them to leave some nodes nearly empty.
+BATCH = {"sheets": model("a100-40", traffic="batch", replicas={"min": 2}), "ledger": model("a100-40", traffic="batch")}
+
+
+ONE_ZONE = {"for": "batch"}
+
+
+def values(models, ami=AMIS[0], peak=None, **nodes):
+    """(of the engines, of the node pools) for the models of a release."""
+    ours = {
+        "aws": {"region": "eu-central-1"},
+        "tls": {"mode": "none"},
+        "network": {"s3Cidrs": ["10.0.0.0/24"]},
+        "models": models,
+    }
+    pools = {
+        "global": ours,
+        "nodeClass": NODES["nodeClass"],
+        "ec2": NODES["ec2"] | {"amiAlias": f"bottlerocket@{ami}"},
+        "longestDrainSeconds": sum(DRAIN.values()),
+        # Tests start more replicas than the catalogue asks for.
+        "pools": {
+            entry["accelerator"]: {entry.get("traffic", "interactive"): {"limit": 96}} for entry in models.values()
+        },
+        # As in production, but for how long nothing must have changed on a node.
+        "traffic": {"interactive": {"consolidateAfter": "3s"}, "batch": {"consolidateAfter": "3s"}},
+        "peak": {"traffic": ["interactive", "batch"], "schedule": hour(peak), "duration": "2h"},
+    }
+    return {"global": ours, "drain": DRAIN}, pools | nodes
+
+
+def hour(now):
+    """A schedule whose two hours have just begun, or which are half a day away."""
+    start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=0 if now else 12)
+    return f"{start.minute} {start.hour} * * *"
+
+
+class Fleet:
+    """Engines and the node pools for them, each a release, in a namespace of their own."""
+
+    def __init__(self, cluster, name, models):
+        self.cluster, self.name, self.models = cluster, name, models
+        cluster.make_namespaces([name])
+        self._nodes, self._engines = Release(cluster, f"{name}-nodes", name), Release(cluster, name, name)
+
+    def roll(self, **settings):
+        """`helm upgrade` of the pools, and of the engines where there are none yet."""
+        engines, nodes = values(self.models, **settings)
+        self._nodes.upgrade("karpenter-nodepools", nodes | {"namePrefix": f"{self.name}-"})
+        if not self._engines.there:
+            self._engines.upgrade("vllm", engines, wait=False)
+
+    def remove(self):
+        self._engines.remove()
+        self._nodes.remove()
+
+    def claims(self):
+        """By name, also those that are leaving."""
+        found = self.cluster.client.list("karpenter.sh/v1", "NodeClaim")
+        return {
+            c["metadata"]["name"]: c for c in found if label(c, "karpenter.sh/nodepool").startswith(f"{self.name}-")
+        }
+
+    def leaving(self):
+        """Names of the nodes that Karpenter has begun to empty, by pool."""
+        found = {}
+        for node in self.cluster.client.list("v1", "Node"):
+            pool = node["metadata"]["labels"].get("karpenter.sh/nodepool", "")
+            taints = {taint["key"] for taint in node["spec"].get("taints", ())}
+            if pool.startswith(f"{self.name}-") and "karpenter.sh/disrupted" in taints:
+                found.setdefault(pool, set()).add(node["metadata"]["name"])
+        return found
+
+    def nodes(self, pool):
+        """Names of a pool's nodes that are not gone yet."""
+        found = self.cluster.client.list("v1", "Node", labelSelector=f"karpenter.sh/nodepool={pool}")
+        return {node["metadata"]["name"] for node in found}
+
+    def pods(self, name):
+        return pods(self.cluster, name, self.name)
+
+    def wait_ready(self, **replicas):
+        for name, count in replicas.items():
+            self.cluster.wait(f"{name} runs", lambda n=name, c=count: all_ready(self.cluster, n, c, self.name), 240)
+
+
+@pytest.fixture(scope="module")
+def account():
+    with Account("eu-central-1") as account:
+        network = account.make_network(NODES["nodeClass"]["subnetTags"], NODES["nodeClass"]["securityGroupTags"])
+        # Pods keep to their zones where they can, so what is to share a node is in one.
+        one = [{"Key": key, "Value": value} for key, value in ONE_ZONE.items()]
+        account.client("ec2").create_tags(Resources=network["subnets"][:1], Tags=one)
+        account.make_role(NODES["nodeClass"]["role"])
+        account.offer("p5.48xlarge", "p4de.24xlarge")
+        for ami in AMIS:
+            account.publish_bottlerocket(ami, KUBERNETES_VERSION.rpartition(".")[0])
+        yield account
+
+
+@pytest.fixture(scope="module")
+def fleets(cluster, account):
+    """All of them at once, at peak, so that their nodes come at the same time."""
+    if cluster.embedded is None:
+        pytest.skip("Karpenter runs beside an embedded control plane; --kubeconfig names another cluster")
+    with running(cluster, account, "inference-prod"):
+        found = {name: Fleet(cluster, name, models) for name, models in (("day", INTERACTIVE), ("night", BATCH))}
+        found["day"].roll(peak=True)
+        found["night"].roll(peak=True, nodeClass=NODES["nodeClass"] | {"subnetTags": ONE_ZONE})
+        found["day"].wait_ready(whole=3, idle=2, neuron=2, only=1)
+        found["night"].wait_ready(sheets=2, ledger=1)
+        yield found
+        for fleet in found.values():
+            fleet.remove()
+
+
+def said(cluster, kind, name, words):
+    """Karpenter's words about an object, where they hold `words`."""
+    selector = f"involvedObject.kind={kind},involvedObject.name={name}"
+    messages = [event["message"] for event in cluster.client.list("v1", "Event", fieldSelector=selector)]
+    return next((message for message in messages if words in message), "")
+
+
+@pytest.mark.parametrize(("name", "many"), [("idle", 9), ("neuron", 20)])
+def test_a_node_that_an_idle_engine_holds_stays_and_an_empty_one_goes(cluster, fleets, name, many):
+    """Also at peak, as an empty node interrupts nobody. What holds the other uses an eighth of it and no CPU."""
+    day = fleets["day"]
+    scale(cluster, name, many, "day")
+    day.wait_ready(**{name: many})
+    assert len(day.nodes(POOL[name])) > 1
+    scale(cluster, name, 1, "day")
+    (kept,) = cluster.wait("one is left", lambda: all_ready(cluster, name, 1, "day"))
+    node = kept["spec"]["nodeName"]
+    cluster.wait("the empty node is gone", lambda: day.nodes(POOL[name]) == {node}, 240)
+    words = f'NodePool "{POOL[name]}" has consolidation policy WhenEmpty, but node is not empty'
+    cluster.wait("Karpenter says why", lambda: said(cluster, "Node", node, words))
+    assert [pod["metadata"]["uid"] for pod in day.pods(name)] == [kept["metadata"]["uid"]]
+
+
+def images(account, fleet, pools):
+    """Names of the AMIs that the instances of these pools were launched from."""
+    claims = [c for c in fleet.claims().values() if label(c, "karpenter.sh/nodepool") in pools]
+    instances = karpenter.instances_of(account)
+    found = {instances[claim["status"]["providerID"]]["ImageId"] for claim in claims}
+    return {image["Name"] for image in account.client("ec2").describe_images(ImageIds=sorted(found))["Images"]}
+
+
+def test_what_has_drifted_stays_at_peak_and_leaves_one_by_one_after_it(cluster, account, fleets):
+    """An AMI is rolled by one value, on GPUs and Neuron alike. The model with one replica is the next test's."""
+    day = fleets["day"]
+    held = {pod["spec"]["nodeName"] for name in POOL for pod in day.pods(name)}
+    before = {n: c for n, c in day.claims().items() if c["status"].get("nodeName") in held}
+    day.roll(ami=AMIS[1], peak=True)
+    drifted = lambda: all(condition(day.claims()[name], "Drifted") == "True" for name in before)
+    cluster.wait("all drift", drifted, 240)
+    words = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+    for pool in POOL.values():
+        cluster.wait(f"the budget of {pool} holds it", lambda p=pool: said(cluster, "NodePool", p, words))
+    assert before.keys() <= day.claims().keys() and not held & set().union(*day.leaving().values())
+
+    day.roll(ami=AMIS[1], peak=False)
+    moved = {pool for name, pool in POOL.items() if name != "only"}
+    most = dict.fromkeys(POOL.values(), 0)
+
+    def replaced():
+        """Whether all nodes but the one that waits are new; notes how many leave at once, and what serves meanwhile."""
+        most.update({pool: max(most[pool], len(names & held)) for pool, names in day.leaving().items()})
+        serving = sum(map(ready, day.pods("whole")))
+        assert serving >= 2, f"{serving} of 3 replicas are ready, while the disruption budget lets one be missing"
+        return not any(label(before[n], "karpenter.sh/nodepool") in moved for n in day.claims().keys() & before.keys())
+
+    cluster.wait("all nodes are new", replaced, 240)
+    assert {pool: most[pool] for pool in moved} == dict.fromkeys(moved, 1)
+    day.wait_ready(whole=3, idle=1, neuron=1)
+    assert {name.rpartition("-v")[2] for name in images(account, day, moved)} == {AMIS[1]}
+
+
+def test_a_single_replica_is_moved_by_its_owner(cluster, fleets):
+    """Its node has drifted and takes nothing new, but ends only with the replica: `kubectl rollout restart`."""
+    day = fleets["day"]
+    day.roll(ami=AMIS[1], peak=False)
+    (pod,) = day.pods("only")
+    node = pod["spec"]["nodeName"]
+    cluster.wait("Karpenter waits for it", lambda: said(cluster, "Node", node, "1 pods are waiting to be evicted"), 240)
+    assert day.nodes(POOL["only"]) == {node} and ready(day.pods("only")[0])
+
+    restarted = {"spec": {"template": {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}}}
+    cluster.client.patch("apps/v1", "Deployment", "only", restarted, "day")
+    cluster.wait("the old node is gone", lambda: node not in day.nodes(POOL["only"]), 240)
+    (moved,) = cluster.wait("it runs", lambda: all_ready(cluster, "only", 1, "day"))
+    assert moved["metadata"]["uid"] != pod["metadata"]["uid"]
+    assert moved["spec"]["nodeName"] in day.nodes(POOL["only"])
+
+
+def set_ready(cluster, pod, value):
+    """As the kubelet says it of an engine that loads its weights."""
+    conditions = [{"type": kind, "status": value} for kind in ("Ready", "ContainersReady")]
+    meta = pod["metadata"]
+    cluster.client.call(
+        "PATCH",
+        f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status",
+        {"status": {"conditions": conditions}},
+        media="application/strategic-merge-patch+json",
+    )
+
+
+def test_batch_is_moved_together_but_not_at_peak_nor_against_a_disruption_budget(cluster, fleets):
+    night, pool = fleets["night"], "night-a100-40-batch"
+    (single,) = night.pods("ledger")
+    home = single["spec"]["nodeName"]
+    scale(cluster, "sheets", 12, "night")
+    night.wait_ready(sheets=12)
+    kept = {pod["spec"]["nodeName"]: pod for pod in night.pods("sheets")}
+    assert len(kept) == 2 and home in kept
+    cost = {"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "1"}}}
+    for pod in kept.values():
+        cluster.client.patch("v1", "Pod", pod["metadata"]["name"], cost, "night")
+    scale(cluster, "sheets", 2, "night")
+    night.wait_ready(sheets=2)
+    (other,) = kept.keys() - {home}
+    assert {pod["spec"]["nodeName"] for pod in night.pods("sheets")} == {home, other}
+    words = "No allowed disruptions for disruption reason Underutilized due to blocking budget"
+    cluster.wait("a budget of nodes holds it", lambda: said(cluster, "NodePool", pool, words), 240)
+
+    set_ready(cluster, kept[home], "False")
+    night.roll(peak=False, nodeClass=NODES["nodeClass"] | {"subnetTags": ONE_ZONE})
+    cluster.wait("a budget of pods holds it", lambda: said(cluster, "Node", other, "db prevents pod evictions"), 240)
+    assert night.nodes(pool) == {home, other}
+
+    set_ready(cluster, kept[home], "True")
+    cluster.wait("both are on one node", lambda: night.nodes(pool) == {home}, 240)
+    night.wait_ready(sheets=2, ledger=1)
+    assert [pod["metadata"]["uid"] for pod in night.pods("ledger")] == [single["metadata"]["uid"]]
+    cluster.wait("Karpenter says why", lambda: said(cluster, "Node", home, "karpenter.sh/do-not-disrupt"), 240)
