@@ -1,18 +1,15 @@
 """The real AWS Load Balancer Controller on the rendered Ingress: the load balancer that AWS' stand-in then has."""
 
-import copy
-
 import pytest
-import yaml
+from balancer_harness import PROD, differences, values_in
 from cluster_harness import Release
 
-from inference_plane import checkout, tools
+from inference_plane import tools
 from inference_plane.cluster import loadbalancers
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.client import Refused
 from inference_plane.manifests import crds
 
-PROD = yaml.safe_load((checkout.VALUES / "prod.yaml").read_text())
 REGION = PROD["global"]["aws"]["region"]
 
 
@@ -34,16 +31,7 @@ def controller(cluster, account):
 
 @pytest.fixture(scope="module")
 def values(account, controller):
-    """Production's, with the names that things have in this account."""
-    certificate = account.client("acm").request_certificate(DomainName="inference.payer.example")["CertificateArn"]
-    visible = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "inference"}
-    acl = account.client("wafv2").create_web_acl(
-        Name="inference", Scope="REGIONAL", DefaultAction={"Allow": {}}, Rules=[], VisibilityConfig=visible
-    )["Summary"]["ARN"]
-    values = copy.deepcopy(PROD)
-    values["alb-ingress"] |= {"subnets": {"ids": controller["subnets"]}, "wafAclArn": acl}
-    values["alb-ingress"]["tls"] = {"certificateArns": [certificate]}
-    return values
+    return values_in(account, controller)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +74,11 @@ def attributes(found):
 def test_it_is_the_version_whose_definitions_the_charts_are_checked_against():
     pinned = [module.version for module in crds.modules() if module.module == loadbalancers.MODULE]
     assert pinned == [tools.version("lbc", loadbalancers.MODULE)]
+
+
+def test_it_is_what_the_values_say_in_every_point(account, balancer, values):
+    """All at once, by what the tests of faults ask too; the tests below say the main points with their figures."""
+    assert differences(values, account, balancer["DNSName"]) == []
 
 
 def test_it_is_internal_and_stands_where_the_values_say(balancer, values):
