@@ -120,3 +120,29 @@ def differences(values, account, name):
         for what, said in intended(values).items()
         if found.get(what) != said
     ]
+
+
+def hostname(o):
+    """The name of the load balancer of an Ingress or a Gateway; empty where it has none."""
+    status = o.get("status", {})
+    entries = [*status.get("loadBalancer", {}).get("ingress", ()), *status.get("addresses", ())]
+    return next((entry.get("hostname") or entry.get("value") for entry in entries), "")
+
+
+def balancer_of(cluster, kind, name, seconds=90):
+    """The name of the load balancer of an Ingress or a Gateway; fails with what the controller says of it."""
+    version = {"Ingress": "networking.k8s.io/v1", "Gateway": "gateway.networking.k8s.io/v1"}[kind]
+    try:
+        return cluster.wait(
+            f"{kind} {name} has a load balancer",
+            lambda: hostname(cluster.client.get(version, kind, name, "inference")),
+            seconds,
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{refusals(cluster, kind, name)}\n{error}") from None
+
+
+def refusals(cluster, kind, name):
+    """What the controller warns of an object."""
+    selector = f"involvedObject.kind={kind},involvedObject.name={name},type=Warning"
+    return [event["message"] for event in cluster.client.list("v1", "Event", "inference", fieldSelector=selector)]

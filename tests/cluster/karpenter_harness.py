@@ -19,19 +19,38 @@ FAMILY = {
 }
 
 
+class Running:
+    """Karpenter as a process that can be killed and started again; `kubelets` answer for the nodes that it brings."""
+
+    def __init__(self, cluster, account, name, settings):
+        self._cluster, self._arguments = cluster, (cluster.embedded, account, name)
+        self._settings, self.kubelets = settings, karpenter.Kubelets(cluster.kubeconfig, account)
+        self.start()
+
+    def start(self):
+        self.process = karpenter.start(*self._arguments, **self._settings)
+
+    def kill(self):
+        self.process.kill()
+        self.stop()
+
+    def stop(self):
+        self._cluster.embedded.processes.stop(self.process)
+
+
 @contextlib.contextmanager
 def running(cluster, account, name, **settings):
     """Karpenter, as the only one who brings nodes; whoever enters has removed its pools and pods before the end."""
     cluster.remove_nodes()
-    process = karpenter.start(cluster.embedded, account, name, **settings)
-    cluster.logs.append(process.log_path)
-    with karpenter.Kubelets(cluster.kubeconfig, account) as kubelets:
-        yield process
+    found = Running(cluster, account, name, settings)
+    cluster.logs.append(found.process.log_path)
+    with found.kubelets:
+        yield found
         # Only while it runs can its objects go.
         left = lambda: [o for kind, version in KINDS.items() for o in cluster.client.list(version, kind)]
         cluster.wait("all nodes are gone", lambda: not left(), 120)
-        cluster.embedded.processes.stop(process)
-        assert karpenter.instances_of(account) == {} and kubelets.problems == []
+        found.stop()
+        assert karpenter.instances_of(account) == {} and found.kubelets.problems == []
 
 
 def model(accelerator, **further):

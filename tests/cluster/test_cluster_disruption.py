@@ -98,13 +98,19 @@ class Fleet:
         }
 
     def leaving(self):
-        """Names of the nodes that Karpenter has begun to empty, by pool."""
+        """Names of the nodes that Karpenter empties, by pool; one whose instance ends counts no more, as its budgets."""
+        nodes = self.cluster.client.list("v1", "Node", labelSelector="karpenter.sh/nodepool")
+        counting = {
+            claim.get("status", {}).get("nodeName")
+            for claim in self.claims().values()
+            if condition(claim, "InstanceTerminating") != "True"
+        }
         found = {}
-        for node in self.cluster.client.list("v1", "Node"):
-            pool = node["metadata"]["labels"].get("karpenter.sh/nodepool", "")
+        for node in nodes:
+            name, pool = node["metadata"]["name"], node["metadata"]["labels"]["karpenter.sh/nodepool"]
             taints = {taint["key"] for taint in node["spec"].get("taints", ())}
-            if pool.startswith(f"{self.name}-") and "karpenter.sh/disrupted" in taints:
-                found.setdefault(pool, set()).add(node["metadata"]["name"])
+            if name in counting and "karpenter.sh/disrupted" in taints:
+                found.setdefault(pool, set()).add(name)
         return found
 
     def nodes(self, pool):
@@ -135,17 +141,24 @@ def account():
 
 
 @pytest.fixture(scope="module")
-def fleets(cluster, account):
-    """All of them at once, at peak, so that their nodes come at the same time."""
+def karpenter_runs(cluster, account):
     if cluster.embedded is None:
         pytest.skip("Karpenter runs beside an embedded control plane; --kubeconfig names another cluster")
     with running(cluster, account, "inference-prod", METRICS_PORT=str(METRICS_PORT)):
-        found = {name: Fleet(cluster, name, models) for name, models in (("day", INTERACTIVE), ("night", BATCH))}
+        yield
+
+
+@pytest.fixture(scope="module")
+def fleets(cluster, karpenter_runs):
+    """All of them at once, at peak, so that their nodes come at the same time."""
+    found = {name: Fleet(cluster, name, models) for name, models in (("day", INTERACTIVE), ("night", BATCH))}
+    try:
         found["day"].roll(peak=True)
         found["night"].roll(peak=True, nodeClass=NODES["nodeClass"] | {"subnetTags": ONE_ZONE})
         found["day"].wait_ready(whole=3, idle=2, neuron=2, only=1)
         found["night"].wait_ready(sheets=2, ledger=1)
         yield found
+    finally:
         for fleet in found.values():
             fleet.remove()
 
@@ -193,7 +206,7 @@ def test_what_has_drifted_stays_at_peak_and_leaves_one_by_one_after_it(cluster, 
     """An AMI is rolled by one value, on GPUs and Neuron alike. The model with one replica is the next test's."""
     day = fleets["day"]
     held = {pod["spec"]["nodeName"] for name in POOL for pod in day.pods(name)}
-    before = {n: c for n, c in day.claims().items() if c["status"].get("nodeName") in held}
+    before = {n: c for n, c in day.claims().items() if c.get("status", {}).get("nodeName") in held}
     day.roll(ami=AMIS[1], peak=True)
     drifted = lambda: all(condition(day.claims()[name], "Drifted") == "True" for name in before)
     cluster.wait("all drift", drifted, 240)
@@ -282,7 +295,9 @@ def test_batch_is_moved_together_but_not_at_peak_nor_against_a_disruption_budget
     cluster.wait("Karpenter says why", lambda: said(cluster, "Node", home, "karpenter.sh/do-not-disrupt"), 240)
 
 
-def test_an_old_node_goes_whatever_budgets_say_and_only_pods_budgets_and_its_grace_period_hold_it(cluster, fleets):
+def test_an_old_node_goes_whatever_budgets_say_and_only_pods_budgets_and_its_grace_period_hold_it(
+    cluster, karpenter_runs
+):
     """At peak. Two replicas leave one after the other; a single one stays until nothing can hold its node any more."""
     old = Fleet(cluster, "old", OLD)
     try:
@@ -328,7 +343,7 @@ ENVIRONMENTS = {
 
 
 @pytest.fixture(scope="module")
-def fits(cluster, fleets):
+def fits(cluster, karpenter_runs):
     """For each environment, and each of its engines that needs an accelerator, the pools that Karpenter would use.
 
     Asked of Karpenter by a pod for each engine and pool, which may run in that pool alone: where it can, it brings a
@@ -351,29 +366,30 @@ def fits(cluster, fleets):
             if engine["kind"] == "Deployment" and "tolerations" in engine["spec"]["template"]["spec"]:
                 for pool in names:
                     asked[name, engine["metadata"]["name"], pool] = engine["spec"]["template"]
-    for o in pools:
-        cluster.client.apply(o)
-    for number, ((_, _, pool), template) in enumerate(asked.items()):
-        spec = template["spec"] | {"nodeSelector": {"karpenter.sh/nodepool": pool}, "serviceAccountName": "default"}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
-        cluster.client.create(pod, "fits")
+    try:
+        for o in pools:
+            cluster.client.apply(o)
+        for number, ((_, _, pool), template) in enumerate(asked.items()):
+            spec = template["spec"] | {"nodeSelector": {"karpenter.sh/nodepool": pool}, "serviceAccountName": "default"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
+            cluster.client.create(pod, "fits")
 
-    def answers():
-        found = {}
+        def answers():
+            """By a pod's number, once there is one for each."""
+            found = {}
+            for pod in cluster.client.list("v1", "Pod", "fits"):
+                name = pod["metadata"]["name"]
+                if "nodeName" in pod["spec"] or said(cluster, "Pod", name, "Failed to schedule pod"):
+                    found[int(name.removeprefix("pod-"))] = "nodeName" in pod["spec"]
+            return found if len(found) == len(asked) else None
+
+        found = cluster.wait("Karpenter has an answer for every pod", answers, 240)
+        yield {question: found[number] for number, question in enumerate(asked)}
+    finally:
         for pod in cluster.client.list("v1", "Pod", "fits"):
-            number = int(pod["metadata"]["name"].removeprefix("pod-"))
-            if "nodeName" in pod["spec"]:
-                found[number] = True
-            elif said(cluster, "Pod", pod["metadata"]["name"], "Failed to schedule pod"):
-                found[number] = False
-        return found if len(found) == len(asked) else None
-
-    found = cluster.wait("Karpenter has an answer for every pod", answers, 240)
-    yield {question: found[number] for number, question in enumerate(asked)}
-    for number in range(len(asked)):
-        cluster.client.delete("v1", "Pod", f"pod-{number}", "fits")
-    for o in pools:
-        cluster.client.delete(o["apiVersion"], o["kind"], o["metadata"]["name"])
+            cluster.client.delete("v1", "Pod", pod["metadata"]["name"], "fits")
+        for o in pools:
+            cluster.client.delete(o["apiVersion"], o["kind"], o["metadata"]["name"])
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
