@@ -41,21 +41,22 @@ def path_of(parts: Iterable[str | int]) -> str:
     return path
 
 
+#: Every built-in kind that makes pods, and where in it their template stands.
 POD_PATHS: dict[str, tuple[str, ...]] = {
-    "Pod": (),
-    "Deployment": ("spec", "template"),
-    "StatefulSet": ("spec", "template"),
-    "DaemonSet": ("spec", "template"),
-    "ReplicaSet": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    "core/Pod": (),
+    "apps/Deployment": ("spec", "template"),
+    "apps/StatefulSet": ("spec", "template"),
+    "apps/DaemonSet": ("spec", "template"),
+    "apps/ReplicaSet": ("spec", "template"),
+    "batch/Job": ("spec", "template"),
+    "batch/CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 
 
 def pod_spec(obj: Mapping) -> tuple[Mapping, str] | None:
     """The pod spec that an object of a built-in kind carries and its path, or None."""
-    parts = POD_PATHS.get(obj.get("kind", ""))
-    if parts is None or group_version(obj)[0] not in ("", "apps", "batch"):
+    parts = POD_PATHS.get(f"{group_version(obj)[0] or 'core'}/{obj.get('kind')}")
+    if parts is None:
         return None
     for part in (*parts, "spec"):
         obj = obj.get(part) if isinstance(obj, Mapping) else None

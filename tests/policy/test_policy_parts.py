@@ -372,7 +372,7 @@ def test_it_rises_at_once_and_falls_in_steps_after_a_time_without_need() -> None
     assert run(FULL) == [50]
     shares = run(WELL, 120)
     assert shares[:29] == [50] * 29
-    assert shares.index(40) == 29 and shares.index(30) == 39 and shares[-1] == 0
+    assert shares.index(40) == 29 and shares.index(30) == 31 and shares[-1] == 0
     assert run.last.reasons == ()
 
 

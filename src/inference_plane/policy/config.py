@@ -93,7 +93,7 @@ class Tuning:
     # It is lowered after holdSeconds without need, by lowerPoints each lowerSeconds.
     holdSeconds: float = 30.0
     lowerPoints: int = 10
-    lowerSeconds: float = 10.0
+    lowerSeconds: float = 2.0
     # A fleet that fails again while it recovers has its hold time doubled, at most so often, until it has had no share
     # for forgetSeconds.
     maxDoublings: int = 3
