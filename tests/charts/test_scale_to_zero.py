@@ -125,7 +125,8 @@ def test_refused(model, over, message):
 )
 def test_notes_say_what_zero_means(fallback, line, tmp_path):
     file = tmp_path / "values.json"
-    file.write_text(json.dumps(values({"m": merged(MODEL, {**ASLEEP, **fallback})})))
+    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}}
+    file.write_text(json.dumps(values({"m": merged(MODEL, {**ASLEEP, **fallback})}, **network)))
     text = helm.run("install", "x", str(helm.CHARTS / "vllm"), "--dry-run=client", "--values", str(file))
     assert f"  at zero   {line}\n" in text and "One replica of m" not in text
 
