@@ -24,6 +24,7 @@ FIRST = (
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew; review its diff")
+    parser.addoption("--kind", help="the state folder of a cluster of kind for tests/kind, instead of one of their own")
     parser.addoption("--kubeconfig", help="a cluster for tests/cluster, which they change, instead of one of their own")
 
 
@@ -50,6 +51,8 @@ def group(nodeid):
     file = nodeid.partition("::")[0].removeprefix("tests/")
     if file.split("/")[0] in INDEPENDENT:
         return nodeid
+    if file.startswith("kind/"):
+        return "kind"
     return ONE_CLUSTER if file in ONE_CLUSTER else file
 
 
