@@ -11,8 +11,8 @@ import sys
 import time
 
 from inference_plane import tools
-from inference_plane.cluster import docker, embedded, keda, node_image
 from inference_plane.checkout import ROOT
+from inference_plane.cluster import docker, embedded, keda, node_image
 from inference_plane.manifests.crds import CRDError
 
 #: Each layer: the paths under tests/ that pytest runs, and what they catch.
