@@ -11,13 +11,15 @@ HERE = pathlib.Path(__file__).parent
 #: because its tests share what they start.
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
-#: Files whose tests share one control plane: two cores are not enough for several.
-ONE_CLUSTER = tuple(
-    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "load_balancer", "rights", "upgrade")
-)
+#: Files whose tests share one control plane, or wait for it: two cores are not enough for several.
+SHARING = ("disruption", "failures", "faults", "install", "karpenter", "keda", "kserve", "load_balancer", "rights", "upgrade")
+ONE_CLUSTER = tuple(f"cluster/test_cluster_{name}.py" for name in SHARING)
 
 #: What waits longest comes first, so that the rest fills the time.
-FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
+FIRST = (
+    *("router/test_router_long.py", "load/test_load_run.py", "demo/test_demo_run.py", "router/test_router_scale.py"),
+    "router/",
+)
 
 
 def pytest_addoption(parser):

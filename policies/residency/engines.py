@@ -8,10 +8,10 @@ from inference_plane.compliance import envoy
 from inference_plane.compliance.engines import engines as of
 from inference_plane.compliance.engines import environment, flags, means, of_reason, serves, shipped, strings
 from inference_plane.compliance.envoy import dig, items, text
+from inference_plane.compliance.pods import KINDS as PODS
 from inference_plane.compliance.rules import rule
 from inference_plane.kube import Index, Workload, containers, meta
 
-PODS = envoy.KINDS - {"core/ConfigMap"}
 _USAGE = "https://docs.vllm.ai/en/latest/usage/usage_stats/"
 _VERSION = "inference-plane/version"
 #: Names of versions that move.

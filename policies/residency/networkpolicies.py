@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 
 from inference_plane.compliance import envoy
 from inference_plane.compliance.envoy import dig, items, text
+from inference_plane.compliance.pods import KINDS as PODS
 from inference_plane.compliance.rules import rule
 from inference_plane.kube import Index, Workload, matches, meta
 
-PODS = envoy.KINDS - {"core/ConfigMap"}
 _POLICY = {"networking.k8s.io/NetworkPolicy"}
 _COMPONENT, _NAME = "app.kubernetes.io/component", "app.kubernetes.io/name"
 _NAMESPACE = "kubernetes.io/metadata.name"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from inference_plane.compliance import envoy
+from inference_plane.compliance import envoy, pods
 from inference_plane.compliance.envoy import Fault, Router, dig, items, text
 from inference_plane.compliance.envoy_fields import FILES, unknown
 from inference_plane.compliance.rules import rule
@@ -68,7 +68,7 @@ def no_stray_configuration(obj: Mapping, index: Index) -> Iterator[tuple[str, st
     "PLANE_RES_12",
     "The router runs Envoy and its drain, as the chart starts them",
     severity="CRITICAL",
-    kinds=envoy.KINDS - {"core/ConfigMap"},
+    kinds=pods.KINDS,
     why="Another argument (--config-yaml), a shell, or a process beside Envoy can send prompts where no file says.",
     remedy="Leave the pod of charts/router as it is rendered.",
     source="https://www.envoyproxy.io/docs/envoy/v1.40.0/operations/cli",

@@ -117,17 +117,8 @@ def values(application: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     layers = [yaml.safe_load(file.read_text()) for file in value_files(application)]
     for layer in [*layers, settings.get("valuesObject")]:
-        found = _merged(found, layer or {})
+        found = helm.merged(found, layer or {})
     return found
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """As Helm merges values: maps by key, anything else replaced, null removed."""
-    both = {**base, **over}
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
-            both[key] = _merged(base[key], value)
-    return {key: value for key, value in both.items() if value is not None}
 
 
 def render(application: Mapping[str, Any], tests: bool = False) -> list[dict[str, Any]]:

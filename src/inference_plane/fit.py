@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from inference_plane import helm
+
 GIB = 1 << 30
 #: tensorParallelSize that a refusal may propose; vLLM wants a divisor of the attention heads, mostly powers of two.
 _SIZES = (2, 4, 8, 16, 32, 64)
@@ -116,7 +118,7 @@ def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     Raises:
         CatalogueError: an entry has no accelerator, no length, no weights, or names what does not exist.
     """
-    everything = _merge(defaults, values.get("global") or {})
+    everything = helm.merged(defaults, values.get("global") or {})
     model_defaults = dict(everything["modelDefaults"])
     profiles = model_defaults.pop("profiles", None) or {}
     models = {}
@@ -125,7 +127,7 @@ def resolve(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
             continue
         path = f"global.models.{name}"
         profile = _named(profiles, entry.get("profile"), f"{path}.profile", "global.modelDefaults.profiles")
-        model = _merge(_merge(model_defaults, profile), entry)
+        model = helm.merged(helm.merged(model_defaults, profile), entry)
         for field in ("accelerator", "maxModelLen", "weightsGiB"):
             if not model.get(field):
                 raise CatalogueError(f"{path}.{field}: absent. The capacity check needs it. Set it.")
@@ -182,15 +184,6 @@ def kv_bytes_per_token(config: Mapping[str, Any], kv_cache_dtype: str = "auto") 
 
 def _decimal(number: float) -> Decimal:
     return Decimal(str(number))
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps merged key by key; anything else of `over` wins, as in Helm."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def _named(table: Mapping[str, Any], name: str | None, path: str, where: str) -> Mapping[str, Any]:

@@ -105,3 +105,12 @@ def run(*arguments: str) -> str:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("level=INFO")]
         raise HelmError("\n".join(lines).strip())
     return done.stdout
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as Helm merges them: maps key by key, anything else replaced, null removed."""
+    both = {**base, **over}
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            both[key] = merged(base[key], value)
+    return {key: value for key, value in both.items() if value is not None}

@@ -41,21 +41,22 @@ def path_of(parts: Iterable[str | int]) -> str:
     return path
 
 
+#: Every built-in kind that makes pods, and where in it their template stands.
 POD_PATHS: dict[str, tuple[str, ...]] = {
-    "Pod": (),
-    "Deployment": ("spec", "template"),
-    "StatefulSet": ("spec", "template"),
-    "DaemonSet": ("spec", "template"),
-    "ReplicaSet": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    "core/Pod": (),
+    "apps/Deployment": ("spec", "template"),
+    "apps/StatefulSet": ("spec", "template"),
+    "apps/DaemonSet": ("spec", "template"),
+    "apps/ReplicaSet": ("spec", "template"),
+    "batch/Job": ("spec", "template"),
+    "batch/CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 
 
 def pod_spec(obj: Mapping) -> tuple[Mapping, str] | None:
     """The pod spec that an object of a built-in kind carries and its path, or None."""
-    parts = POD_PATHS.get(obj.get("kind", ""))
-    if parts is None or group_version(obj)[0] not in ("", "apps", "batch"):
+    parts = POD_PATHS.get(f"{group_version(obj)[0] or 'core'}/{obj.get('kind')}")
+    if parts is None:
         return None
     for part in (*parts, "spec"):
         obj = obj.get(part) if isinstance(obj, Mapping) else None
@@ -152,8 +153,19 @@ class Index:
 
     @cached_property
     def scalers(self) -> list[tuple[Mapping, str, str, str]]:
-        """(scaler, namespace, kind and name of its target) of every ScaledObject and HorizontalPodAutoscaler."""
+        """(scaler, namespace, kind and name of its target) of every ScaledObject and HorizontalPodAutoscaler.
+
+        An InferenceService of KServe scales its own Deployment, unless its autoscaler class says that somebody else
+        does or nobody (pkg/controller/v1beta1/inferenceservice/reconcilers/autoscaler of KServe v0.20.0).
+        """
         found = []
+        for service in self.kind("InferenceService"):
+            predictor = (service.get("spec") or {}).get("predictor") or {}
+            annotations = (meta(service).get("annotations") or {}) | (predictor.get("annotations") or {})
+            owns = annotations.get("serving.kserve.io/autoscalerClass") not in ("external", "none")
+            if owns and predictor.get("containers"):
+                name = f"{meta(service).get('name')}-predictor"
+                found.append((service, self.namespace_of(service), "Deployment", name))
         for scaler in self.kind("ScaledObject", "HorizontalPodAutoscaler"):
             target = (scaler.get("spec") or {}).get("scaleTargetRef") or {}
             found.append((scaler, self.namespace_of(scaler), target.get("kind", "Deployment"), target.get("name", "")))

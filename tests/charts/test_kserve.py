@@ -91,6 +91,16 @@ def test_the_router_does_not_tell_the_engines_apart():
     assert one == other
 
 
+@EVERY_BASE
+def test_what_kserve_would_write_another_way_is_written_its_way(base):
+    """Fields of an InferenceService that its webhook or its schema changes would be a difference for ever."""
+    spec = predictor(render(base=base))
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        assert {port.get("protocol") for port in container.get("ports", ())} <= {"TCP"}
+        amounts = [value for kind in container["resources"].values() for value in kind.values()]
+        assert {type(value) for value in amounts} == {str}
+
+
 def test_selectors_find_the_pods_that_kserve_makes():
     rendered = render({"replicas": {"min": 2}}, podMonitor={"enabled": True})
     (brought,) = deployments(rendered.objects)
@@ -256,13 +266,6 @@ def test_a_name_that_kserve_gives_is_refused():
 def test_images_without_a_digest_are_refused_where_one_is_required():
     digest = {"requireDigest": True, "images": {"vllm": {"digest": "sha256:" + "0" * 64}}}
     assert [line.partition(":")[0] for line in refusal(**{"global": digest})] == ["- global.images.curl.digest"]
-
-
-def test_scale_to_zero_is_refused():
-    assert refusal({"replicas": {"min": 0, "max": 2}}) == [
-        "- global.models.m.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, which this "
-        "release does not serve yet. Set replicas.min to 1."
-    ]
 
 
 @pytest.mark.parametrize(

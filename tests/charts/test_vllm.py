@@ -202,8 +202,8 @@ def test_two_releases_share_a_namespace():
 def test_resources_follow_the_accelerator_and_their_number():
     resources = engine(render({"tensorParallelSize": 2}))["resources"]
     assert resources == {
-        "requests": {"cpu": "6", "memory": "52Gi", "nvidia.com/gpu": 2},
-        "limits": {"memory": "52Gi", "nvidia.com/gpu": 2},
+        "requests": {"cpu": "6", "memory": "52Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "52Gi", "nvidia.com/gpu": "2"},
     }
 
 
@@ -216,36 +216,35 @@ def test_interactive_models_stay_off_spot_and_batch_models_prefer_it():
     family = {"key": "karpenter.k8s.aws/instance-family", "operator": "In", "values": ["g6e"]}
     on_demand = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["on-demand", "reserved"]}
     spot = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot"]}
-    label = {"key": "inference-plane/traffic", "operator": "In"}
-    own = [label | {"values": [traffic]} for traffic in ("interactive", "batch")]
+    other = {"key": "inference-plane/traffic", "operator": "NotIn"}
     assert of("interactive") == {
-        required: {"nodeSelectorTerms": [{"matchExpressions": [family, on_demand]}]},
-        preferred: [{"weight": 50, "preference": {"matchExpressions": [own[0]]}}],
+        required: {"nodeSelectorTerms": [{"matchExpressions": [family, other | {"values": ["batch"]}, on_demand]}]}
     }
     assert of("batch") == {
-        required: {"nodeSelectorTerms": [{"matchExpressions": [family]}]},
-        preferred: [
-            {"weight": 100, "preference": {"matchExpressions": [spot]}},
-            {"weight": 50, "preference": {"matchExpressions": [own[1]]}},
-        ],
+        required: {"nodeSelectorTerms": [{"matchExpressions": [family, other | {"values": ["interactive"]}]}]},
+        preferred: [{"weight": 100, "preference": {"matchExpressions": [spot]}}],
     }
 
 
-def test_engines_prefer_the_nodes_of_their_own_traffic_by_the_label_that_pools_set():
+def test_engines_keep_off_the_nodes_of_the_other_traffic_by_the_label_that_pools_set():
     nodes = {"nodeClass": {"role": "n", "subnetTags": {"t": "p"}, "securityGroupTags": {"f": "n"}}}
-    catalogue = values({"m": MODEL | {"traffic": "batch"}})
-    pool = helm.template(
+    catalogue = values({"m": MODEL, "n": MODEL | {"traffic": "batch"}})
+    pools = helm.template(
         "karpenter-nodepools", values=merged(catalogue, nodes | {"ec2": {"amiAlias": "bottlerocket@1.46.0"}})
-    ).find("NodePool", "inference-l40s-batch")
-    labels = pool["spec"]["template"]["metadata"]["labels"]
-    affinity = pod(render({"traffic": "batch"}))["affinity"]["nodeAffinity"]
-    (wanted,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"][1]["preference"]["matchExpressions"]
-    assert labels[wanted["key"]] in wanted["values"]
+    )
+    for traffic, other in (("interactive", "batch"), ("batch", "interactive")):
+        affinity = pod(render({"traffic": traffic}))["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        (wanted,) = [e for e in term["matchExpressions"] if e["operator"] == "NotIn"]
+        labels = {
+            name: pools.find("NodePool", f"inference-l40s-{name}")["spec"]["template"]["metadata"]["labels"]
+            for name in (traffic, other)
+        }
+        assert labels[traffic][wanted["key"]] not in wanted["values"]
+        assert labels[other][wanted["key"]] in wanted["values"]
 
 
-@pytest.mark.parametrize(
-    ("base", "taint"), [(MODEL, "nvidia.com/gpu"), (NEURON, "aws.amazon.com/neuron"), (CPU, None)]
-)
+@pytest.mark.parametrize(("base", "taint"), [(MODEL, "nvidia.com/gpu"), (NEURON, "aws.amazon.com/neuron"), (CPU, None)])
 def test_engines_tolerate_the_taint_of_their_accelerator_alone(base, taint):
     spec = pod(render(base=base))
     assert [t["key"] for t in spec.get("tolerations", [])] == ([taint] if taint else [])
@@ -555,14 +554,7 @@ def test_the_autoscaler_reads_a_port_that_the_service_lists(entry, namespace):
     for trigger in rendered.find("ScaledObject", "m")["spec"]["triggers"]:
         assert trigger["metadata"]["url"] == f"http://m.{namespace}.svc:8001/metrics"
     assert 8001 in [p["port"] for p in rendered.find("Service", "m")["spec"]["ports"]]
-    assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001}]
-
-
-def test_scale_to_zero_is_refused():
-    assert refusal({"replicas": {"min": 0, "max": 2}}) == [
-        "- global.models.m.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, which this "
-        "release does not serve yet. Set replicas.min to 1."
-    ]
+    assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001, "protocol": "TCP"}]
 
 
 def test_a_pod_monitor_scrapes_the_metrics_port():
@@ -663,7 +655,7 @@ def test_neuron_copies_weights_and_artifact_and_streams_nothing():
     )
     assert not [name for name in env(container) if name.startswith(("AWS_", "RUNAI_"))]
     assert env(init(rendered, "artifacts"))["AWS_REGION"] == "eu-central-1"
-    assert container["resources"]["limits"] == {"memory": "12Gi", "aws.amazon.com/neuroncore": 2}
+    assert container["resources"]["limits"] == {"memory": "12Gi", "aws.amazon.com/neuroncore": "2"}
     assert "neurondevice" not in rendered.text
 
 
@@ -676,7 +668,7 @@ def test_the_artifact_is_where_the_engine_of_that_version_looks(version, variabl
 
 def test_whole_devices_where_the_generation_needs_them():
     six = {"tensorParallelSize": 6, "accelerator": "trainium2", "compiled": {"tensorParallelSize": 6}}
-    assert engine(render(six, base=NEURON))["resources"]["limits"]["aws.amazon.com/neuron"] == 2
+    assert engine(render(six, base=NEURON))["resources"]["limits"]["aws.amazon.com/neuron"] == "2"
 
 
 def test_neuron_without_a_fitting_artifact_is_refused():

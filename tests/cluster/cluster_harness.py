@@ -40,6 +40,13 @@ class Cluster:
             time.sleep(0.2)
         return answer
 
+    def settle(self, what, amiss, seconds=60):
+        """Waits until `amiss` has nothing to say any more; fails with what it said last."""
+        deadline = time.monotonic() + seconds
+        while said := amiss():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}: {said}\n{self.report()}"
+            time.sleep(0.2)
+
     def make_namespaces(self, names):
         for name in names:
             if self.client.get("v1", "Namespace", name) is None:
@@ -117,9 +124,7 @@ class Release:
     def stored(self, o):
         """The API server's copy of an object that was sent."""
         meta = o["metadata"]
-        found = self.cluster.client.get(
-            o["apiVersion"], o["kind"], meta["name"], meta.get("namespace", self.namespace)
-        )
+        found = self.cluster.client.get(o["apiVersion"], o["kind"], meta["name"], meta.get("namespace", self.namespace))
         assert found, f"{o['kind']} {meta['name']} is not there\n{self.cluster.report()}"
         return found
 
@@ -167,3 +172,31 @@ def same(sent, stored):
         return stored is not None and parse_quantity(sent) == parse_quantity(stored)
     except (ValueError, TypeError):
         return False
+
+
+def added(sent, stored, path=""):
+    """What is in the stored copy of an object, or of a part of it, and was not sent: its paths."""
+    if isinstance(sent, dict) and isinstance(stored, dict):
+        for key, value in stored.items():
+            if key in sent:
+                yield from added(sent[key], value, f"{path}.{key}")
+            else:
+                yield f"{path}.{key}"
+    elif isinstance(sent, list) and isinstance(stored, list):
+        for number, value in enumerate(stored):
+            if number < len(sent):
+                yield from added(sent[number], value, f"{path}[{number}]")
+            else:
+                yield f"{path}[{number}]"
+
+
+def owners(cluster, deployment, namespace):
+    """Who sets the replicas of a Deployment: autoscalers, and ScaledObjects, whose own autoscaler does not count."""
+    scaled = cluster.client.list("keda.sh/v1alpha1", "ScaledObject", namespace)
+    found = [o for o in scaled if o["spec"]["scaleTargetRef"]["name"] == deployment]
+    ours = {o["metadata"]["uid"] for o in found}
+    for o in cluster.client.list("autoscaling/v2", "HorizontalPodAutoscaler", namespace):
+        by = {reference["uid"] for reference in o["metadata"].get("ownerReferences", ())}
+        if o["spec"]["scaleTargetRef"]["name"] == deployment and not by & ours:
+            found.append(o)
+    return sorted(f"{o['kind']} {o['metadata']['name']}" for o in found)

@@ -70,10 +70,35 @@ def measure(
         objects = [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
         names = ("router-routes", "router-clusters")
         files = [o["data"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] in names]
+        largest_file = max(len(text) for data in files for text in data.values())
         found.append(Growth(
             models=size, seconds=statistics.median(seconds), objects=len(objects), manifest_bytes=len(text),
-            release_bytes=release_bytes(release), router_bytes=max(len(text) for data in files for text in data.values())))
+            release_bytes=release_bytes(release), router_bytes=largest_file))
     return found
+
+
+def largest(environment: Mapping[str, Any], progress: Callable[[str], None] = lambda line: None) -> int:
+    """How many models the charts take of this environment, before they refuse to render the router's files.
+
+    Raises HelmError where one model is refused, or the refusal is of something else.
+    """
+    def fits(size: int) -> bool:
+        progress(f"do {size} models fit?")
+        try:
+            helm.template("inference-plane", values=grown(environment, size), namespace="inference")
+        except helm.HelmError as error:
+            if size == 1 or "KiB" not in str(error):
+                raise
+            return False
+        return True
+
+    taken = 1
+    while fits(2 * taken):
+        taken *= 2
+    step = taken
+    while step := step // 2:
+        taken += step if fits(taken + step) else 0
+    return taken
 
 
 def release_bytes(release: Mapping[str, Any]) -> int:

@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import affinity, growth, messages, peers, report, router
+from inference_plane.bench import affinity, generator, growth, memory, messages, peers, reaction, report, router, soak
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -28,9 +29,15 @@ examples:
   scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
+<<<<<<< HEAD
+  scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
+=======
+  scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
+  scripts/bench suite memory reaction   two of its parts: ten minutes
+>>>>>>> main
 
-Exits 2 when something answered anything but 200, did not start, or did not render. docs/bench.md says what the figures
-mean.
+Exits 1 when the soak found something that grows or was lost, 2 when something answered anything but 200, did not start,
+or did not render. docs/bench.md says what the figures mean.
 """
 
 
@@ -54,27 +61,44 @@ def main(argv: list[str] | None = None) -> int:
     size.set_defaults(measure=measure_growth)
     kept = subjects.add_parser("affinity", help="cached tokens and first tokens by a model's affinity")
     kept.set_defaults(measure=measure_affinity)
-    for subject in (costs, size, kept):
+    own = subjects.add_parser("generator", help="how exact the load generator's own times are")
+    own.add_argument("--seconds", type=_within(1, 600), default=30.0, help="of requests (default 30)")
+    own.add_argument("--rate", type=_within(0.1, 1000), default=20.0, help="requests a second (default 20)")
+    own.set_defaults(measure=measure_generator)
+    whole = subjects.add_parser("suite", help="growth, reaction, memory and a soak in one run")
+    whole.add_argument("parts", metavar="PART", nargs="*", help=f"{', '.join(PARTS)}; default: all, in this order")
+    whole.add_argument("--minutes", type=_within(0.5, 1440), default=30.0, help="of the soak (default 30)")
+    whole.add_argument("--rate", type=_within(0.1, 200), default=10.0, help="clients a second of the soak (default 10)")
+    whole.add_argument("--rounds", type=_within(1, 50), default=3, help="of growth and reaction (default 3)")
+    whole.set_defaults(measure=measure_suite)
+    for subject in (costs, size, kept, own, whole):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
+    if unknown := sorted(set(vars(arguments).get("parts", ())) - set(PARTS)):
+        parser.error(f"no part {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
     try:
         console = rich.console.Console(stderr=True)
         with console.status("starting") as status:
-            document, table = arguments.measure(arguments, status.update if console.is_terminal else _say)
+            shown = arguments.measure(arguments, status.update if console.is_terminal else _say)
     except (LoadError, NotReady, TimeoutError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps(document, indent=2))
-        return 0
+        print(json.dumps(shown.document, indent=2))
+        return shown.status
     console = rich.console.Console()
     if not console.is_terminal:
         console = rich.console.Console(width=150)
-    console.print(table)
-    return 0
+    console.print(shown.table)
+    return shown.status
 
 
-Shown = tuple[object, rich.console.RenderableType]  # for programs, for people
+class Shown(NamedTuple):
+    """What was measured: for programs, for people, and the exit status."""
+
+    document: object
+    table: rich.console.RenderableType
+    status: int = 0
 
 
 def measure_router(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
@@ -100,7 +124,7 @@ def measure_router(arguments: argparse.Namespace, progress: Callable[[str], None
     if first:
         load = f"{messages.FIRST_TOKEN.connections} connections with pauses"
         tables.insert(0, report.first_token_table(first, load))
-    return report.document(found, machine, settings, first), rich.console.Group(*tables)
+    return Shown(report.document(found, machine, settings, first), rich.console.Group(*tables))
 
 
 def _peers(progress: Callable[[str], None]) -> list[tuple[peers.Peer, Path]]:
@@ -120,7 +144,7 @@ def measure_growth(arguments: argparse.Namespace, progress: Callable[[str], None
     note = (
         f"{_environment.path(arguments.environment).name}: its entries in turn under names of their own, the whole "
         f"umbrella. Seconds are medians of {rounds}.")
-    return [dataclasses.asdict(row) for row in found], growth.table(found, note)
+    return Shown([dataclasses.asdict(row) for row in found], growth.table(found, note))
 
 
 def measure_affinity(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
@@ -129,7 +153,55 @@ def measure_affinity(arguments: argparse.Namespace, progress: Callable[[str], No
         f"{affinity.CONVERSATIONS} conversations on a document each, {affinity.TURNS} questions; {affinity.ENGINES} "
         f"engines of {affinity.SLOTS} slots, llama.cpp with SmolLM2-135M. {machine['cpus']} x {machine['cpu']}, load "
         f"{machine['load_average']:.1f}.")
-    return [dataclasses.asdict(row) for row in found], affinity.table(found, note)
+    return Shown([dataclasses.asdict(row) for row in found], affinity.table(found, note))
+
+
+def _growth(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    environment = _environment.load("prod")
+    sizes = (1, 10, 100, growth.largest(environment, progress))
+    found = growth.measure(environment, sizes=sizes, rounds=int(arguments.rounds), progress=progress)
+    note = "prod's entries in turn; the last row but one is the most that the charts take."
+    return Shown([dataclasses.asdict(row) for row in found], growth.table(found, note))
+
+
+def _reaction(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    found = reaction.measure(rounds=int(arguments.rounds), progress=progress)
+    return Shown([dataclasses.asdict(row) for row in found], reaction.table(found))
+
+
+def _memory(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    found = memory.measure(progress=progress)
+    return Shown([dataclasses.asdict(row) for row in found], memory.table(found))
+
+
+def _soak(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    found = soak.run(seconds=arguments.minutes * 60, rate=arguments.rate, progress=progress)
+    return Shown(dataclasses.asdict(found), soak.table(found), 1 if found.faults else 0)
+
+
+#: The parts of the suite, in their order.
+PARTS = {"growth": _growth, "reaction": _reaction, "memory": _memory, "soak": _soak}
+
+
+def measure_suite(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    began = router.machine()
+    found = {name: PARTS[name](arguments, progress) for name in arguments.parts or PARTS}
+    machine = f"{began['cpus']} x {began['cpu']}, load {began['load_average']:.1f} at first"
+    return Shown(
+        {"machine": began, **{name: shown.document for name, shown in found.items()}},
+        rich.console.Group(*(shown.table for shown in found.values()), machine),
+        max(shown.status for shown in found.values()))
+
+
+def measure_generator(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    rows, facts = generator.measure(seconds=arguments.seconds, rate=arguments.rate, progress=progress)
+    machine = router.machine()
+    note = (
+        f"{facts['requests']} streams of {generator.TOKENS} tokens, {facts['rate']:g} a second. The generator sent at most "
+        f"{facts['late_max_ms']:.1f} ms late; its loop was late by {facts['lag_p50_ms']:.1f} ms (p50), "
+        f"{facts['lag_p99_ms']:.1f} ms (p99). {machine['cpus']} x {machine['cpu']}, load {machine['load_average']:.1f}.")
+    document = {"machine": machine, **facts, "rows": [dataclasses.asdict(row) for row in rows]}
+    return Shown(document, generator.table(rows, facts, note))
 
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:

@@ -58,13 +58,8 @@ def roles(values: Mapping[str, Any], namespace: str = "inference") -> list[dict[
 
 def objects(values: Mapping[str, Any], namespace: str = "inference") -> list[dict[str, Any]]:
     """The same roles as the objects of ACK that the umbrella renders."""
-    rendered = helm.template("inference-plane", values=_merged(values, OVERLAY), namespace=namespace)
+    rendered = helm.template("inference-plane", values=helm.merged(values, OVERLAY), namespace=namespace)
     return [o for o in rendered.of_kind("Role") if o["apiVersion"].startswith("iam.services.k8s.aws/")]
-
-
-def _merged(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(base.get(key) or {}, over) for key, over in overlay.items() if isinstance(over, dict)}
-    return {**base, **overlay, **both}
 
 
 def _role(rendered: Mapping[str, Any]) -> dict[str, Any]:

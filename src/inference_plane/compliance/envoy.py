@@ -16,7 +16,7 @@ from typing import Any
 
 from inference_plane.checkout import CHARTS
 from inference_plane.compliance.bedrock import RESIDENCIES
-from inference_plane.kube import Index, Workload, meta, path_of
+from inference_plane.kube import POD_PATHS, Index, Workload, meta, path_of
 
 #: (the object, the path in it, what is wrong)
 Fault = tuple[Mapping, str, str]
@@ -541,18 +541,7 @@ def shipped() -> Mapping[str, str]:
 # How rules are written of routers.
 
 #: Whoever can run Envoy, and what tells it what to do: a violation is one of the object that it stands in.
-KINDS = frozenset(
-    {
-        "core/ConfigMap",
-        "core/Pod",
-        "apps/Deployment",
-        "apps/StatefulSet",
-        "apps/DaemonSet",
-        "apps/ReplicaSet",
-        "batch/Job",
-        "batch/CronJob",
-    }
-)
+KINDS = frozenset({"core/ConfigMap", *POD_PATHS})
 
 
 def judged(judge: Callable[[Router, Index], Iterator[Fault]]) -> Callable[[Mapping, Index], Iterator[tuple[str, str]]]:

@@ -3,15 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inference_plane.kube import Index, Workload
+from inference_plane.kube import POD_PATHS, Index, Workload
 
 #: Every kind that makes pods.
-KINDS = frozenset(
-    {
-        "core/Pod", "apps/Deployment", "apps/StatefulSet", "apps/DaemonSet", "apps/ReplicaSet", "batch/Job",
-        "batch/CronJob",
-    }
-)  # fmt: skip
+KINDS = frozenset(POD_PATHS)
 
 
 class NoPod(ValueError):

@@ -93,7 +93,7 @@ class Tuning:
     # It is lowered after holdSeconds without need, by lowerPoints each lowerSeconds.
     holdSeconds: float = 30.0
     lowerPoints: int = 10
-    lowerSeconds: float = 10.0
+    lowerSeconds: float = 2.0
     # A fleet that fails again while it recovers has its hold time doubled, at most so often, until it has had no share
     # for forgetSeconds.
     maxDoublings: int = 3
@@ -106,6 +106,8 @@ class Tuning:
     lostSeconds: float = 60.0
     # A request's time in an engine before any was measured.
     typicalSeconds: float = 10.0
+    # How long what was asked for stays the demand: an autoscaler looks each 15 seconds or so.
+    rememberSeconds: float = 60.0
     # One read of one pod, router or list: its time and its size.
     readSeconds: float = 2.0
     readBytes: int = 4 * 1024 * 1024
