@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from inference_plane.checkout import ROOT
+from inference_plane.cluster import pod_images
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 
@@ -83,12 +84,11 @@ def test_no_expression_stands_in_a_shell_script(workflow):
             assert "${{" not in step.get("run", "")
 
 
-def test_the_cluster_gets_the_plane_s_own_image_as_the_charts_name_it():
+def test_the_cluster_gets_the_images_that_nobody_publishes_by_the_names_of_the_values():
+    """The plane's own is named by the charts, in code too; the engine's by those who use it."""
     job = yaml.safe_load((ROOT / ".github" / "workflows" / "pull-request.yaml").read_text())["jobs"]["kind"]
-    images = yaml.safe_load((ROOT / "charts" / "plane-lib" / "values.yaml").read_text())["defaults"]["images"]
-    image = images["plane"]
-    assert job["env"]["PLANE_IMAGE"] == f"{image['repository']}:{image['tag']}"
-    steps = [step.get("run", "") for step in job["steps"]]
-    (build,) = [number for number, run in enumerate(steps) if "docker build --file images/plane/Dockerfile" in run]
-    (install,) = [number for number, run in enumerate(steps) if "ct install" in run]
-    assert build < install and 'kind load docker-image --name inference "$PLANE_IMAGE"' in steps[build]
+    assert "./scripts/test kind" in [step.get("run") for step in job["steps"]]
+    for file in ("values/local.yaml", "charts/vllm/ci/kind-cpu-values.yaml"):
+        image = yaml.safe_load((ROOT / file).read_text())["global"]["images"]["vllm-cpu"]
+        assert f"{image['repository']}:{image['tag']}" == pod_images.ENGINE
+

@@ -174,7 +174,7 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> int:
                     processes.check()
                     with contextlib.suppress(BlockingIOError):
                         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        Engine(f"unix://{_run(folder) / 'docker.sock'}").run("network", "prune", "--force")
+                        _clear(Engine(f"unix://{_run(folder) / 'docker.sock'}"))
                         break
         except (NotReady, ClusterError) as error:
             print(error, file=sys.stderr)
@@ -209,11 +209,16 @@ def _serve(folder: Path, processes: Processes) -> None:
     while time.monotonic() < deadline:
         processes.check()
         with contextlib.suppress(ClusterError):
-            # Of a cluster whose keeper was killed; nobody else can have left any.
-            if left := own.run("ps", "--all", "--quiet").split():
-                own.run("rm", "--force", "--volumes", *left)
+            _clear(own)
             return
         time.sleep(0.2)
+
+
+def _clear(own: Engine) -> None:
+    """Removes what a cluster left whose keeper was killed, and its network with the rules; nobody uses the engine."""
+    if left := own.run("ps", "--all", "--quiet").split():
+        own.run("rm", "--force", "--volumes", *left)
+    own.run("network", "prune", "--force")
 
 
 def has_sys_resource() -> bool:

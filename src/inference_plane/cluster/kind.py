@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class Kind:
 
     def delete(self) -> None:
         """Removes its containers, if there are any, and nothing else of the engine."""
-        self._kind("delete", "cluster", "--kubeconfig", str(self.folder / "none"))
+        with tempfile.TemporaryDirectory() as elsewhere:  # kind would make the folder of the kubeconfig again
+            self._kind("delete", "cluster", "--kubeconfig", str(Path(elsewhere) / "kubeconfig"))
 
     def nodes(self) -> list[str]:
         """The names of its nodes, which are those of their containers."""
