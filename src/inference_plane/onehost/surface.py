@@ -12,12 +12,13 @@ every metric that is not listed in `metrics`.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -72,30 +73,17 @@ DEAD = {
     }
 }
 
-# Upper bounds in seconds of vllm:time_to_first_token_seconds, as captured.
+# Upper bounds in seconds of vLLM's histograms, as captured.
 TTFT_BUCKETS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    20.0,
-    40.0,
-    80.0,
-    160.0,
-    640.0,
-    2560.0,
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+TOKEN_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+REQUEST_BUCKETS = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0),
+    *(1920.0, 7680.0),
 )
 
 ENDPOINTS = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl", "/v1/embeddings": "embd"}
@@ -144,12 +132,16 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a generation: text that became known, and tokens counted up to and with it."""
+    """One step of a generation: text that became known, and tokens counted up to and with it.
+
+    `cached_tokens` of the prompt were in the prefix cache.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None = None
+    cached_tokens: int = 0
 
 
 class GenerationError(Exception):
@@ -236,6 +228,30 @@ class Sequence:
     num_cached_tokens: int = 0
     parent_req: None = None
     stats: SequenceStats = field(default_factory=SequenceStats)
+    #: When its first and its last token so far were made, by the monotonic clock.
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+
+class Histogram:
+    """Counts by upper bound, and their sum, as Prometheus has them. `name` is without its prefix and unit."""
+
+    def __init__(self, name: str, bounds: tuple[float, ...]) -> None:
+        self.name = f"vllm:{name}_seconds"
+        self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def samples(self, model: str) -> Iterator[tuple[str, str, float]]:
+        """Suffix, labels and value of each."""
+        total = 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            total += count
+            yield "_bucket", f'engine="0",le="{bound}",{model}', total
+        yield "_count", f'engine="0",{model}', total
+        yield "_sum", f'engine="0",{model}', self._sum
 
 
 @dataclass
@@ -243,10 +259,15 @@ class Counters:
     """What /metrics adds up."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     rejections: int = 0
-    first_tokens: list[float] = field(default_factory=list)
+    first_token: Histogram = field(default_factory=lambda: Histogram("time_to_first_token", TTFT_BUCKETS))
+    between_tokens: Histogram = field(default_factory=lambda: Histogram("inter_token_latency", TOKEN_BUCKETS))
+    per_token: Histogram = field(default_factory=lambda: Histogram("request_time_per_output_token", TOKEN_BUCKETS))
+    whole: Histogram = field(default_factory=lambda: Histogram("e2e_request_latency", REQUEST_BUCKETS))
+    queued: Histogram = field(default_factory=lambda: Histogram("request_queue_time", REQUEST_BUCKETS))
 
 
 class Surface:
@@ -367,15 +388,27 @@ class Surface:
 
     def count(self, received: Received, sequence: Sequence, piece: Piece, started: float) -> None:
         """Account one piece. As in vLLM each sequence counts its own prompt, once it has a token."""
+        now = time.monotonic()
         if sequence.is_prefilling:
-            self.counters.first_tokens.append(time.monotonic() - started)
+            self.counters.first_token.observe(now - started)
             self.counters.prompt_tokens += piece.prompt_tokens
+            self.counters.cached_tokens += piece.cached_tokens
             received.prompt_tokens = sequence.prompt_len = piece.prompt_tokens
+            sequence.num_cached_tokens, sequence.first_token = piece.cached_tokens, now
             sequence.is_prefilling = False
+        else:
+            self.counters.between_tokens.observe(now - sequence.last_token)
+        sequence.last_token = now
         new = piece.completion_tokens - sequence.stats.num_generation_tokens
         self.counters.generation_tokens += new
         received.completion_tokens += new
         sequence.stats.num_generation_tokens += new
+        if piece.finish_reason:
+            self.counters.finished[piece.finish_reason] += 1
+            self.counters.whole.observe(now - started)
+            if sequence.stats.num_generation_tokens > 1:
+                decoded = sequence.stats.num_generation_tokens - 1
+                self.counters.per_token.observe((now - sequence.first_token) / decoded)
 
     def metrics(self) -> str:
         """The Prometheus text of /metrics: the gauges and counters below, named and labelled as vLLM does."""
@@ -416,18 +449,16 @@ class Surface:
             "counter",
             ("", f'{model},reason="max_num_queued_reqs"', counters.rejections),
         )
-        times = counters.first_tokens
-        family(
-            "vllm:time_to_first_token_seconds",
-            "histogram",
-            *(
-                ("_bucket", f'engine="0",le="{bound}",{model}', sum(value <= bound for value in times))
-                for bound in TTFT_BUCKETS
-            ),
-            ("_bucket", f'engine="0",le="+Inf",{model}', len(times)),
-            ("_count", labels, len(times)),
-            ("_sum", labels, sum(times)),
-        )
+        family("vllm:prefix_cache_queries_total", "counter", ("", labels, counters.prompt_tokens))
+        family("vllm:prefix_cache_hits_total", "counter", ("", labels, counters.cached_tokens))
+        for histogram in (
+            counters.first_token,
+            counters.between_tokens,
+            counters.per_token,
+            counters.whole,
+            counters.queued,
+        ):
+            family(histogram.name, "histogram", *histogram.samples(model))
         return "\n".join(lines) + "\n"
 
     def _models(self) -> dict[str, Any]:
@@ -494,7 +525,10 @@ class _Answer:
     @property
     def usage(self) -> dict[str, Any]:
         """Of all sequences, with the prompt once."""
-        return _usage(self.received.prompt_tokens, sum(s.stats.num_generation_tokens for s in self.sequences))
+        usage = _usage(self.received.prompt_tokens, sum(s.stats.num_generation_tokens for s in self.sequences))
+        if cached := self.sequences[0].num_cached_tokens:  # with --enable-prompt-tokens-details, where there are some
+            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        return usage
 
     def forget(self) -> None:
         """The engine knows no more of these sequences; whoever holds them still sees what they counted."""
@@ -504,6 +538,7 @@ class _Answer:
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """Pieces as they come, of each sequence in turn, with the simulated delays before them."""
         behaviour = self.behaviour
+        self.surface.counters.queued.observe(time.monotonic() - self.started)
         await asyncio.sleep(behaviour.first_token_delay)
         async with contextlib.AsyncExitStack() as stack:
             running = {}
@@ -527,7 +562,6 @@ class _Answer:
                     self.surface.count(self.received, self.sequences[index], piece, self.started)
                     yield index, piece
                     if piece.finish_reason:
-                        self.surface.counters.finished[piece.finish_reason] += 1
                         del running[index]
 
     async def stream(self, run: Any) -> None:
@@ -629,6 +663,8 @@ class _Answer:
         self.received.status = 200
         self.complete = True
         choices = [self._choice(index, pieces) for index, pieces in sorted(texts.items())]
+        usage = self.usage
+        details = {"prompt_tokens_details": usage.get("prompt_tokens_details"), "completion_tokens_details": None}
         await send_json(
             self.send,
             200,
@@ -637,7 +673,7 @@ class _Answer:
                 "choices": choices,
                 "service_tier": None,
                 "system_fingerprint": FINGERPRINT,
-                "usage": {**self.usage, "prompt_tokens_details": None, "completion_tokens_details": None},
+                "usage": {**usage, **details},
                 "prompt_logprobs": None,
                 "prompt_token_ids": None,
                 "prompt_text": None,

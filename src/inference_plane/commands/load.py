@@ -1,0 +1,181 @@
+"""Sends load as users make it, and says whether they noticed: first tokens, gaps, refusals, losses, who answered."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from inference_plane import helm
+from inference_plane.load import curve, drive, measures, profiles, report, router, targets, thresholds
+from inference_plane.onehost.processes import Processes
+
+EPILOG = """\
+examples:
+  scripts/load smoke                                      half a minute against the plane on this machine
+  scripts/load monday-surge --dry-run                     the curve, and what it would send
+  scripts/load monday-surge --time-scale 10 --html r.html the surge in a tenth of the time, with a report
+  scripts/load steady --target https://router.example --token-file care=care.jwt --token-file appeals=appeals.jwt
+  scripts/load smoke --target http://127.0.0.1:8000 --model assistant=my-model --model records=my-model
+
+Profiles: {names}. Exits 1 when a threshold of the profile is not kept, 2 when the load could not be
+sent. docs/load.md says what each measure means.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    console = rich.console.Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = rich.console.Console(stderr=True, highlight=False, width=140)
+    try:
+        source = profiles.find(arguments.profile)
+        profile = profiles.load(arguments.profile).scaled(arguments.time_scale, arguments.rate_scale)
+        own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
+        profile = dataclasses.replace(profile, **own)
+        if arguments.dry_run:
+            print(curve.text(profile))
+            return 0
+        with _folder(arguments.keep_logs) as folder:
+            return _run(arguments, profile, source, folder, console)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted: everything is ended")
+        return 130
+    except (profiles.ProfileError, targets.TargetError, helm.HelmError, OSError, RuntimeError, LookupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/load",
+        description=__doc__,
+        epilog=EPILOG.format(names=", ".join(profiles.names())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("profile", metavar="PROFILE", help="a name under tests/load/profiles/, or a file")
+    parser.add_argument(
+        "--target", default="demo", help="demo (the plane on this machine, the default), or an endpoint's URL without /v1"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the curve and what would be sent, and send nothing")
+    parser.add_argument(
+        "--token-file", action="append", default=[], metavar="[TENANT=]FILE", help="a bearer token, for one tenant or all"
+    )
+    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="who vouches for the target's certificate (PEM)")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME=NAME", help="what the target calls a model of the profile"
+    )
+    parser.add_argument("--time-scale", type=_positive, default=1.0, help="compress curve and events so many times")
+    parser.add_argument("--rate-scale", type=_positive, default=1.0, help="multiply the requests a second")
+    parser.add_argument("--seed", type=int, help="in place of the profile's")
+    parser.add_argument("--users", type=int, help="requests under way at once, in place of the profile's")
+    for kind, what in (("json", "all measures"), ("csv", "a row a request"), ("html", "one page with plots")):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write {what}")
+    parser.add_argument("--keep-logs", metavar="DIR", type=Path, help="keep logs and samples there")
+    return parser
+
+
+def _run(
+    arguments: argparse.Namespace, profile: profiles.Profile, source: Path, folder: Path, console: rich.console.Console
+) -> int:
+    models = _pairs("--model", arguments.model)
+    with contextlib.ExitStack() as stack:
+        if arguments.target == "demo":
+            plane = targets.Plane(folder, lambda what: _step(console, what))
+            driver: drive.Driver = drive.NoDriver()
+        else:
+            plane, driver = None, drive.NoDriver()
+        if marks := drive.unknown(profile, driver):
+            raise targets.TargetError(
+                f"{arguments.target}: nothing here acts on {', '.join(marks)}, which the profile {profile.name} has among "
+                f"its events. They would be marks without a meaning"
+            )
+        if plane:
+            stack.enter_context(plane)
+            processes, url = plane.processes, plane.url
+            tokens = {tenant: plane.token(tenant) for tenant in profile.tenants}
+        else:
+            url = arguments.target.rstrip("/")
+            tokens = {tenant: Path(file).read_text().strip() for tenant, file in _tokens(arguments.token_file).items()}
+            processes = stack.enter_context(Processes())
+        for tenant, wanted in profile.asks().items():
+            token = tokens.get(tenant) or tokens.get("")
+            if note := targets.check(url, [models.get(model, model) for model in wanted], token):
+                console.print(f"not checked: {note}", markup=False)
+        with console.status("") if console.is_terminal else contextlib.nullcontext() as status:
+            outcome = drive.run(
+                processes,
+                folder / "load",
+                profile,
+                source=source,
+                scales=(arguments.time_scale, arguments.rate_scale),
+                url=url,
+                models=models,
+                tokens=tokens,
+                ca_file=str(arguments.ca_file) if arguments.ca_file else None,
+                driver=driver,
+                progress=lambda at: status.update(f"{at:.0f} of {profile.seconds:.0f} s") if status else None,
+            )
+        compared = router.compare(outcome.samples, router.of(plane.router)) if plane else None
+    verdicts = thresholds.judge(profile, outcome.samples)
+    made = report.document(profile, arguments.target, outcome, verdicts, compared)
+    print(report.text(made))
+    for kind, write in (("json", report.write_json), ("csv", report.write_csv)):
+        if path := getattr(arguments, kind):
+            write(path, made, outcome.samples, profile)
+            console.print(f"wrote {path}", markup=False)
+    for verdict in (failed := [verdict for verdict in verdicts if not verdict.kept]):
+        print(f"not kept: {verdict}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str]:
+    for each in given:
+        if "=" not in each:
+            raise targets.TargetError(f"{option} {each}: is no NAME=NAME. Set the profile's name first, then the target's")
+    return dict(each.split("=", 1) for each in given)
+
+
+def _tokens(given: list[str]) -> dict[str, str]:
+    return {tenant: file for tenant, _, file in (each.rpartition("=") for each in given)}
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="inference-plane-load-") as folder:
+            yield Path(folder)
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+
+
+@contextlib.contextmanager
+def _step(console: rich.console.Console, what: str) -> Iterator[None]:
+    started = time.monotonic()
+    console.print(f"{what} ...", end=" ")
+    try:
+        yield
+    except BaseException:
+        console.print()
+        raise
+    console.print(f"{time.monotonic() - started:.1f} s")
+
+
+def _positive(text: str) -> float:
+    if (value := float(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

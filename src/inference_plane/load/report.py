@@ -1,0 +1,171 @@
+"""A run's report: one document, as text, JSON, CSV and a page of HTML."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+from . import measures
+from .drive import Outcome
+from .measures import percentile
+from .profiles import Profile
+from .samples import ANSWERED, CANCELLED, FAILED, UNSENT, Sample
+from .thresholds import Verdict
+
+#: Windows of the timeline, at most.
+WINDOWS = 120
+
+
+def document(
+    profile: Profile, target: str, outcome: Outcome, verdicts: Sequence[Verdict], compared: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Everything that is known of a run. Times are in seconds."""
+    width = max(1.0, measures.length(outcome.samples) / WINDOWS)
+    generator = outcome.generator
+    lags = generator.lags or [0.0]
+    return {
+        "profile": {
+            "name": profile.name,
+            "description": profile.description,
+            "seed": profile.seed,
+            "seconds": profile.seconds,
+            "slo": dict(profile.slo),
+            "pacing": profile.pacing,
+        },
+        "target": target,
+        "began": outcome.began,
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "load_average": os.getloadavg()[0]},
+        "thresholds": [dataclasses.asdict(verdict) for verdict in verdicts],
+        "measures": measures.document(outcome.samples, profile),
+        "generator": {
+            "users": generator.users,
+            "most_under_way": generator.busy,
+            "late_seconds_max": max((sample.late for sample in outcome.samples), default=0.0),
+            "late_requests": sum(sample.late > measures.TOLERANCE for sample in outcome.samples),
+            "lag_seconds": {"p50": percentile(lags, 50), "p99": percentile(lags, 99), "max": max(lags)},
+            "cpu_seconds": generator.cpu,
+            "locust": generator.stats,
+        },
+        "router": dict(compared) if compared is not None else None,
+        "events": [dataclasses.asdict(acted) for acted in outcome.acted],
+        "timeline": {
+            "seconds": width,
+            "windows": [dataclasses.asdict(window) for window in measures.timeline(outcome.samples, profile, width)],
+        },
+    }
+
+
+def text(made: Mapping[str, Any]) -> str:
+    """For people: the groups' first lines, and what is wrong."""
+    console = rich.console.Console(width=150, highlight=False)
+    with console.capture() as captured:
+        console.print(_table(made["measures"]))
+        for line in _lines(made):
+            console.print(line, markup=False, soft_wrap=True)
+    return captured.get().rstrip()
+
+
+def _table(found: Mapping[str, Any]) -> rich.table.Table:
+    drawn = rich.table.Table(box=rich.box.SIMPLE)
+    drawn.add_column("of")
+    for heading in ("requests", "answered", "failed", "left early", "good", "Bedrock"):
+        drawn.add_column(heading, justify="right")
+    for heading in ("ttft p50", "p95", "p99 ms", "tpot p50", "p95 ms", "e2e p50", "p95 s"):
+        drawn.add_column(heading, justify="right")
+    rows = [("all", found["all"])]
+    for group in ("model", "tenant", "request", "backend", "phase"):
+        parts = found[f"by_{group}"]
+        rows += [(f"{group} {name}", part) for name, part in parts.items()] if len(parts) > 1 else []
+    last = ""
+    for name, part in rows:
+        if name.split()[0] != last:
+            drawn.add_section()
+        last = name.split()[0]
+        drawn.add_row(
+            name,
+            str(part["requests"]),
+            *(str(part["outcomes"][key]) for key in (ANSWERED, FAILED, CANCELLED)),
+            *(_share(part[key]) for key in ("goodput", "fallback")),
+            *(_time(part["ttft"], key, 1e3) for key in ("p50", "p95", "p99")),
+            *(_time(part["tpot"], key, 1e3) for key in ("p50", "p95")),
+            *(_time(part["e2e"], key, 1) for key in ("p50", "p95")),
+        )
+    return drawn
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _time(times: Mapping[str, float] | None, key: str, scale: float) -> str:
+    return "-" if times is None else f"{times[key] * scale:.{0 if scale > 1 else 2}f}"
+
+
+def _lines(made: Mapping[str, Any]) -> list[str]:
+    whole, generator, compared = made["measures"]["all"], made["generator"], made["router"]
+    lines = [
+        f"{whole['requests_per_second']:.2f} requests/s answered, {whole['good_requests_per_second']:.2f} of them good; "
+        f"{whole['prompt_tokens_per_second']:.0f} tokens/s in, {whole['completion_tokens_per_second']:.0f} out",
+    ]
+    if whole["errors"]:
+        lines.append("failed: " + ", ".join(f"{count} x {error}" for error, count in whole["errors"].items()))
+    if whole["refusals"]:
+        lines.append(
+            f"refused {whole['refusals']} times with 429 or 503, {_share(whole['withoutRetryAfter'])} of them without "
+            f"Retry-After; {whole['retried']} requests came again after it, {whole['retried_and_answered']} were answered"
+        )
+    lag = generator["lag_seconds"]
+    lines.append(
+        f"generator: {generator['most_under_way']} of {generator['users']} users under way at most; its loop was late by "
+        f"{lag['p50'] * 1e3:.1f} ms (p50), {lag['p99'] * 1e3:.1f} ms (p99): no time is more exact"
+    )
+    if generator["late_requests"] or whole["outcomes"][UNSENT]:
+        lines.append(
+            f"OPEN LOOP NOT KEPT: {generator['late_requests']} requests went out more than {measures.TOLERANCE:g} s late, by up "
+            f"to {generator['late_seconds_max']:.1f} s, and {whole['outcomes'][UNSENT]} not at all. Waiting is hidden in them. "
+            "Set --users higher, or send less from this machine"
+        )
+    if compared is None:
+        lines.append("router: not compared, its audit lines are not known here")
+    else:
+        differences = ", ".join(f"{count} {what}" for what, count in compared["differences"].items()) or "none"
+        more = ", ".join(
+            f"{added['median']:.1f} ms ({what})" for what, added in compared["client_minus_router_ms"].items() if added
+        )
+        lines.append(
+            f"router: {compared['compared']} requests compared with its audit lines, differences: {differences}"
+            + (f"; clients saw later than the router, at the median: {more}" if more else "")
+        )
+    for verdict in made["thresholds"]:
+        value = "nothing was measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
+        lines.append(f"{'kept    ' if verdict['kept'] else 'NOT KEPT'} {verdict['threshold']}: {value}")
+    return lines
+
+
+def write_json(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
+    path.write_text(json.dumps(made, indent=2) + "\n")
+
+
+def write_csv(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
+    """A row a request; gaps and waits as their count and greatest."""
+    names = [field.name for field in dataclasses.fields(Sample) if field.name not in ("gaps", "waits")]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "late", "tpot", "gaps", "gap_max", "waits", "waited", "good"])
+        for sample in samples:
+            own = [getattr(sample, name) for name in names]
+            gaps, waits = sample.gaps, sample.waits
+            writer.writerow(
+                [*own, sample.late, sample.tpot, len(gaps), max(gaps, default=None), len(waits), sum(waits)]
+                + [measures.good(sample, profile.slo)]
+            )

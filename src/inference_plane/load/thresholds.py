@@ -1,0 +1,56 @@
+"""Whether a run kept what its profile demands. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from . import measures
+from .profiles import TIMES, Profile, Threshold
+from .samples import Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one threshold. `value` is in the measure's unit; None where nothing was measured, which fails."""
+
+    threshold: str
+    value: float | None
+    kept: bool
+
+    def __str__(self) -> str:
+        found = "nothing was measured" if self.value is None else f"{self.value:.4g}"
+        return f"{self.threshold}: {found}"
+
+
+def judge(profile: Profile, samples: Sequence[Sample]) -> list[Verdict]:
+    """One verdict for each threshold, in the profile's order."""
+    return [_judge(each, [*_chosen(each, samples)], profile) for each in profile.thresholds]
+
+
+def named(threshold: Threshold) -> str:
+    """As a line names it, such as `ttft p95 at most 2 s where model is a or b`."""
+    unit = " s" if threshold.measure in TIMES else ""
+    percentile = f" p{threshold.percentile:g}" if threshold.percentile is not None else ""
+    bound = f"at most {threshold.at_most:g}" if threshold.at_most is not None else f"at least {threshold.at_least:g}"
+    where = " and ".join(f"{key} is {' or '.join(names)}" for key, names in threshold.where.items())
+    return f"{threshold.measure}{percentile} {bound}{unit}{f' where {where}' if where else ''}"
+
+
+def _chosen(threshold: Threshold, samples: Iterable[Sample]) -> Iterable[Sample]:
+    for sample in samples:
+        if all(measures.GROUPS[key](sample) in names for key, names in threshold.where.items()):
+            yield sample
+
+
+def _judge(threshold: Threshold, samples: Sequence[Sample], profile: Profile) -> Verdict:
+    value: float | None
+    if threshold.measure in TIMES:
+        values = measures.series(samples, threshold.measure)
+        value = measures.percentile(values, threshold.percentile or 0) if values else None
+    else:
+        value = measures.shares(samples, profile.slo)[threshold.measure] if samples else None
+    kept = value is not None and (
+        value <= threshold.at_most if threshold.at_most is not None else value >= (threshold.at_least or 0)
+    )
+    return Verdict(named(threshold), value, kept)
