@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import rich.console
 
 from inference_plane import helm
-from inference_plane.load import curve, drive, measures, profiles, report, router, targets, thresholds
+from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
 from inference_plane.onehost.processes import Processes
 
 EPILOG = """\
@@ -30,6 +28,13 @@ examples:
 Profiles: {names}. Exits 1 when a threshold of the profile is not kept, 2 when the load could not be
 sent. docs/load.md says what each measure means.
 """
+
+WRITERS = {
+    "json": report.write_json,
+    "csv": report.write_csv,
+    "html": report.write_html,
+    "png": report.write_png,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,11 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME=NAME", help="what the target calls a model of the profile"
     )
+    parser.add_argument(
+        "--driver", metavar="COMMAND", help="acts on the profile's events: `COMMAND marks` lists them, `COMMAND act MARK`"
+    )
     parser.add_argument("--time-scale", type=_positive, default=1.0, help="compress curve and events so many times")
     parser.add_argument("--rate-scale", type=_positive, default=1.0, help="multiply the requests a second")
     parser.add_argument("--seed", type=int, help="in place of the profile's")
     parser.add_argument("--users", type=int, help="requests under way at once, in place of the profile's")
-    for kind, what in (("json", "all measures"), ("csv", "a row a request"), ("html", "one page with plots")):
+    for kind, what in zip(WRITERS, ("all measures", "a row a request", "one page with plots", "the timeline"), strict=True):
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write {what}")
     parser.add_argument("--keep-logs", metavar="DIR", type=Path, help="keep logs and samples there")
     return parser
@@ -89,15 +97,17 @@ def _run(
 ) -> int:
     models = _pairs("--model", arguments.model)
     with contextlib.ExitStack() as stack:
-        if arguments.target == "demo":
-            plane = targets.Plane(folder, lambda what: _step(console, what))
-            driver: drive.Driver = drive.NoDriver()
-        else:
-            plane, driver = None, drive.NoDriver()
-        if marks := drive.unknown(profile, driver):
+        plane = targets.Plane(folder, lambda what: _step(console, what)) if arguments.target == "demo" else None
+        driver: drive.Driver = drive.NoDriver()
+        if arguments.driver:
+            driver = marks.CommandDriver(arguments.driver)
+        elif plane:
+            driver = marks.PlaneDriver(plane)
+        if unknown := drive.unknown(profile, driver):
             raise targets.TargetError(
-                f"{arguments.target}: nothing here acts on {', '.join(marks)}, which the profile {profile.name} has among "
-                f"its events. They would be marks without a meaning"
+                f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would be lines "
+                f"in a plot, and their thresholds about nothing. Set --driver to a command that knows them"
+                + (f"; this one knows {', '.join(driver.marks)}" if driver.marks else "")
             )
         if plane:
             stack.enter_context(plane)
@@ -129,7 +139,7 @@ def _run(
     verdicts = thresholds.judge(profile, outcome.samples)
     made = report.document(profile, arguments.target, outcome, verdicts, compared)
     print(report.text(made))
-    for kind, write in (("json", report.write_json), ("csv", report.write_csv)):
+    for kind, write in WRITERS.items():
         if path := getattr(arguments, kind):
             write(path, made, outcome.samples, profile)
             console.print(f"wrote {path}", markup=False)

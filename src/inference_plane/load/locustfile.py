@@ -197,7 +197,8 @@ class Client(User):
         except answers.Refused as refused:
             sample.outcome, sample.error = FAILED, refused.kind
         except Exception as error:  # noqa: BLE001  whatever a socket or a parser says, the request has failed
-            sample.outcome, sample.error = FAILED, f"connection: {type(error).__name__}"
+            sample.outcome = FAILED
+            sample.error = "cut stream" if sample.status == 200 else f"connection: {type(error).__name__}"
         finally:
             for timeout in (leaving, limit):
                 if timeout is not None:

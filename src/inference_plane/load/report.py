@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
+import html
 import json
 import os
 import platform
@@ -18,12 +20,12 @@ import rich.table
 from . import measures
 from .drive import Outcome
 from .measures import percentile
-from .profiles import Profile
+from .profiles import TIMES, Profile
 from .samples import ANSWERED, CANCELLED, FAILED, UNSENT, Sample
 from .thresholds import Verdict
 
 #: Windows of the timeline, at most.
-WINDOWS = 120
+WINDOWS = 60
 
 
 def document(
@@ -169,3 +171,45 @@ def write_csv(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], pr
                 [*own, sample.late, sample.tpot, len(gaps), max(gaps, default=None), len(waits), sum(waits)]
                 + [measures.good(sample, profile.slo)]
             )
+
+
+def write_png(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
+    """The timeline alone."""
+    from . import plots  # a second and 60 MB: only who draws pays it
+
+    plots.timeline(made).savefig(path, dpi=110)
+
+
+def write_html(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
+    """One page that needs nothing else: no scripts, no network."""
+    from . import plots
+
+    values = {measure: measures.series(samples, measure) for measure in TIMES}
+    pictures = plots.svg(plots.timeline(made)) + plots.svg(plots.distribution(made, values))
+    path.write_text(page(made, pictures))
+
+
+def page(made: Mapping[str, Any], pictures: str) -> str:
+    """The page around the pictures."""
+    name, began = html.escape(made["profile"]["name"]), datetime.datetime.fromtimestamp(made["began"], datetime.UTC)
+    verdicts = "".join(
+        f"<tr class={'kept' if verdict['kept'] else 'broken'}><td>{'kept' if verdict['kept'] else 'NOT KEPT'}"
+        f"<td>{html.escape(verdict['threshold'])}"
+        f"<td>{'nothing was measured' if verdict['value'] is None else format(verdict['value'], '.4g')}"
+        for verdict in made["thresholds"]
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>load: {name}</title>
+<style>
+body {{font: 14px/1.4 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem}}
+table {{border-collapse: collapse; margin: 1rem 0}} td, th {{padding: .15rem .6rem; border-bottom: 1px solid #ddd}}
+td + td, th + th {{text-align: right}} .broken {{background: #fdd}} svg {{max-width: 100%; height: auto}} pre {{overflow: auto}}
+</style>
+<h1>{name}</h1>
+<p>{html.escape(made["profile"]["description"])} Target {html.escape(made["target"])}, {began:%Y-%m-%d %H:%M} UTC,
+seed {made["profile"]["seed"]}, {made["machine"]["cpus"]} CPUs, load {made["machine"]["load_average"]:.1f}.</p>
+<h2>Thresholds</h2><table><tr><th><th>threshold<th>measured{verdicts}</table>
+<h2>Over time</h2>{pictures}
+<h2>Measures</h2><pre>{html.escape(text(made))}</pre>
+</html>
+"""

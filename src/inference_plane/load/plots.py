@@ -1,0 +1,81 @@
+"""A run's timeline and times as pictures. Takes the report's document alone, so that an old one can be drawn again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+#: Text stays text, and the same document gives the same file.
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "load", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+COLORS = {"p50": "tab:green", "p95": "tab:orange", "p99": "tab:red"}
+
+
+def timeline(made: Mapping[str, Any]) -> Figure:
+    """Demand, first tokens, share to Amazon Bedrock and tokens, one above the other on one axis of time."""
+    windows, width = made["timeline"]["windows"], made["timeline"]["seconds"]
+    at = [window["start"] + width / 2 for window in windows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 10), layout="constrained")
+        demand, first, share, tokens = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2, 2))
+        demand.step(at, [w["offered"] for w in windows], where="mid", color="black", linestyle="--", label="curve")
+        for key, color in (("sent", "tab:blue"), ("answered", "tab:green"), ("failed", "tab:red")):
+            demand.plot(at, [w[key] for w in windows], color=color, label=key)
+        demand.set(ylabel="requests/s", title=f"{made['profile']['name']}: {made['profile']['description']}")
+        for key, color in COLORS.items():
+            shown = [(x, w["ttft"][key]) for x, w in zip(at, windows, strict=True) if w["ttft"]]
+            first.plot([x for x, _ in shown], [y for _, y in shown], color=color, marker=".", label=key)
+        if bound := made["profile"]["slo"].get("ttft"):
+            first.axhline(bound, color="grey", linestyle=":", label="SLO")
+        first.set(ylabel="first token, s", yscale="log")
+        shown = [(x, w["fallback"] * 100) for x, w in zip(at, windows, strict=True) if w["fallback"] is not None]
+        share.fill_between([x for x, _ in shown], [y for _, y in shown], step="mid", color="tab:purple", alpha=0.5)
+        share.set(ylabel="answered by\nBedrock, %", ylim=(0, 100))
+        tokens.plot(at, [w["tokens"] for w in windows], color="tab:brown")
+        tokens.set(xlabel="seconds", ylabel="output tokens/s", ylim=(0, None))
+        way = tokens.twinx()
+        way.plot(at, [w["under_way"] for w in windows], color="tab:blue")
+        way.set(ylabel="requests under way", ylim=(0, None))
+        way.grid(False)
+        way.yaxis.label.set_color("tab:blue")
+        tokens.yaxis.label.set_color("tab:brown")
+        for axes in (demand, first, share, tokens):
+            _events(axes, made["events"], named=axes is demand)
+        for axes in (demand, first):
+            axes.legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def distribution(made: Mapping[str, Any], values: Mapping[str, Sequence[float]]) -> Figure:
+    """What share of requests had a time of at most so much, for each measure; every sample is a step."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3), layout="constrained")
+        for axes, (name, found) in zip(figure.subplots(1, len(values)), values.items(), strict=True):
+            axes.ecdf(found) if len(found) else axes.text(0.5, 0.5, "nothing measured", ha="center")
+            if bound := made["profile"]["slo"].get(name):
+                axes.axvline(bound, color="grey", linestyle=":")
+            axes.set(title=name, xlabel="s")
+    return figure
+
+
+def _events(axes: Axes, events: Sequence[Mapping[str, Any]], *, named: bool) -> None:
+    for event in events:
+        axes.axvspan(event["began"], event["ended"], color="tab:red", alpha=0.12)
+        axes.axvline(event["began"], color="tab:red", linewidth=0.8)
+        if named:
+            axes.annotate(event["mark"], (event["began"], 1), xycoords=("data", "axes fraction"), fontsize=8, va="top")
+
+
+def svg(figure: Figure) -> str:
+    """The picture as an element of a page."""
+    with matplotlib.rc_context(STYLE):
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()[file.getvalue().index("<svg") :]
