@@ -13,7 +13,7 @@ INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
 #: Files whose tests share one control plane: two cores are not enough for several.
 ONE_CLUSTER = tuple(
-    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "load_balancer", "rights", "upgrade")
+    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "kserve", "load_balancer", "rights", "upgrade")
 )
 
 #: What waits longest comes first, so that the rest fills the time.

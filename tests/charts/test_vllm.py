@@ -202,8 +202,8 @@ def test_two_releases_share_a_namespace():
 def test_resources_follow_the_accelerator_and_their_number():
     resources = engine(render({"tensorParallelSize": 2}))["resources"]
     assert resources == {
-        "requests": {"cpu": "6", "memory": "52Gi", "nvidia.com/gpu": 2},
-        "limits": {"memory": "52Gi", "nvidia.com/gpu": 2},
+        "requests": {"cpu": "6", "memory": "52Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "52Gi", "nvidia.com/gpu": "2"},
     }
 
 
@@ -555,7 +555,7 @@ def test_the_autoscaler_reads_a_port_that_the_service_lists(entry, namespace):
     for trigger in rendered.find("ScaledObject", "m")["spec"]["triggers"]:
         assert trigger["metadata"]["url"] == f"http://m.{namespace}.svc:8001/metrics"
     assert 8001 in [p["port"] for p in rendered.find("Service", "m")["spec"]["ports"]]
-    assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001}]
+    assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001, "protocol": "TCP"}]
 
 
 def test_scale_to_zero_is_refused():
@@ -663,7 +663,7 @@ def test_neuron_copies_weights_and_artifact_and_streams_nothing():
     )
     assert not [name for name in env(container) if name.startswith(("AWS_", "RUNAI_"))]
     assert env(init(rendered, "artifacts"))["AWS_REGION"] == "eu-central-1"
-    assert container["resources"]["limits"] == {"memory": "12Gi", "aws.amazon.com/neuroncore": 2}
+    assert container["resources"]["limits"] == {"memory": "12Gi", "aws.amazon.com/neuroncore": "2"}
     assert "neurondevice" not in rendered.text
 
 
@@ -676,7 +676,7 @@ def test_the_artifact_is_where_the_engine_of_that_version_looks(version, variabl
 
 def test_whole_devices_where_the_generation_needs_them():
     six = {"tensorParallelSize": 6, "accelerator": "trainium2", "compiled": {"tensorParallelSize": 6}}
-    assert engine(render(six, base=NEURON))["resources"]["limits"]["aws.amazon.com/neuron"] == 2
+    assert engine(render(six, base=NEURON))["resources"]["limits"]["aws.amazon.com/neuron"] == "2"
 
 
 def test_neuron_without_a_fitting_artifact_is_refused():

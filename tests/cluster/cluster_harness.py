@@ -167,3 +167,31 @@ def same(sent, stored):
         return stored is not None and parse_quantity(sent) == parse_quantity(stored)
     except (ValueError, TypeError):
         return False
+
+
+def added(sent, stored, path=""):
+    """What is in the stored copy of an object, or of a part of it, and was not sent: its paths."""
+    if isinstance(sent, dict) and isinstance(stored, dict):
+        for key, value in stored.items():
+            if key in sent:
+                yield from added(sent[key], value, f"{path}.{key}")
+            else:
+                yield f"{path}.{key}"
+    elif isinstance(sent, list) and isinstance(stored, list):
+        for number, value in enumerate(stored):
+            if number < len(sent):
+                yield from added(sent[number], value, f"{path}[{number}]")
+            else:
+                yield f"{path}[{number}]"
+
+
+def owners(cluster, deployment, namespace):
+    """Who sets the replicas of a Deployment: autoscalers, and ScaledObjects, whose own autoscaler does not count."""
+    scaled = cluster.client.list("keda.sh/v1alpha1", "ScaledObject", namespace)
+    found = [o for o in scaled if o["spec"]["scaleTargetRef"]["name"] == deployment]
+    ours = {o["metadata"]["uid"] for o in found}
+    for o in cluster.client.list("autoscaling/v2", "HorizontalPodAutoscaler", namespace):
+        by = {reference["uid"] for reference in o["metadata"].get("ownerReferences", ())}
+        if o["spec"]["scaleTargetRef"]["name"] == deployment and not by & ours:
+            found.append(o)
+    return sorted(f"{o['kind']} {o['metadata']['name']}" for o in found)

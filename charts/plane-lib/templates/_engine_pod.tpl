@@ -160,6 +160,9 @@ containers:
     ports:
       - name: http
         containerPort: {{ include "plane.enginePort" $context }}
+        # Written out, as the counts of devices below are strings: in an InferenceService, unlike in a Deployment, what
+        # KServe and the API server would make of it counts as a difference that no sync takes away.
+        protocol: TCP
     lifecycle:
       preStop:
         sleep:
@@ -185,7 +188,7 @@ containers:
         cpu: {{ include "plane.times" (list $model.hardware.cpu $size) | quote }}
         memory: {{ include "plane.times" (list $model.hardware.memory $size) }}
         {{- with $model.hardware.resource }}
-        {{ . }}: {{ int $model.devices }}
+        {{ . }}: {{ int $model.devices | quote }}
         {{- end }}
       limits:
         {{- if eq $model.engine "kserve" }}
@@ -194,7 +197,7 @@ containers:
         {{- end }}
         memory: {{ include "plane.times" (list $model.hardware.memory $size) }}
         {{- with $model.hardware.resource }}
-        {{ . }}: {{ int $model.devices }}
+        {{ . }}: {{ int $model.devices | quote }}
         {{- end }}
     securityContext:
       # The NVIDIA container runtime writes links to its libraries into the root file system; no other needs that.
@@ -385,6 +388,7 @@ args:
 ports:
   - name: metrics
     containerPort: {{ include "plane.engineMetricsPort" . }}
+    protocol: TCP
 resources:
   {{- toYaml .root.Values.metrics.resources | nindent 2 }}
 securityContext:

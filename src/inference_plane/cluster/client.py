@@ -80,11 +80,13 @@ class Client:
         path = self._path(body["apiVersion"], body["kind"], _namespace(body, namespace))
         return self.call("POST", path, body, **query)
 
-    def apply(self, body: Object, namespace: str | None = None) -> Object:
-        """Server-side apply, which takes over what others own."""
+    def apply(
+        self, body: Object, namespace: str | None = None, *, manager: str = FIELD_MANAGER, force: bool = True
+    ) -> Object:
+        """Server-side apply, which takes over what others own; without `force` it is refused where it would."""
         path = self._path(body["apiVersion"], body["kind"], _namespace(body, namespace), body["metadata"]["name"])
         media = "application/apply-patch+yaml"
-        return self.call("PATCH", path, body, media=media, fieldManager=FIELD_MANAGER, force=True)
+        return self.call("PATCH", path, body, media=media, fieldManager=manager, force=force)
 
     def patch(
         self, api_version: str, kind: str, name: str, change: Mapping[str, Any], namespace: str | None = None,

@@ -59,7 +59,11 @@ def install(client: Client, names: Iterable[str] = RENDERED) -> list[str]:
         TimeoutError: one is not established.
         crds.CRDError, LookupError: as `documents`.
     """
-    wanted = documents(names)
+    return establish(client, documents(names))
+
+
+def establish(client: Client, wanted: list[dict[str, Any]]) -> list[str]:
+    """As `install`, of definitions that somebody else has found."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda crd: _create(client, crd), wanted))
     names = [crd["metadata"]["name"] for crd in wanted]

@@ -16,11 +16,12 @@ import yaml
 from inference_plane.cluster.client import Client, Object
 from inference_plane.cluster.embedded import Embedded
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 
 
-def configurations(folder: Path) -> list[Object]:
-    """The webhook configurations that `kubectl kustomize` makes of a module's folder.
+def kustomized(folder: Path) -> list[Object]:
+    """The objects that `kubectl kustomize` makes of a module's folder.
 
     Raises:
         RuntimeError: kubectl is missing, or refuses the folder.
@@ -30,7 +31,12 @@ def configurations(folder: Path) -> list[Object]:
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"kubectl kustomize {folder}: {done.stderr.strip()}")
-    return [o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] in KINDS]
+    return [o for o in yaml.load_all(done.stdout, _LOADER) if o]
+
+
+def configurations(folder: Path) -> list[Object]:
+    """The webhook configurations among them. Raises as `kustomized`."""
+    return [o for o in kustomized(folder) if o["kind"] in KINDS]
 
 
 def certify(cluster: Embedded, folder: Path, wanted: list[Object]) -> None:

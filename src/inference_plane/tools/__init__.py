@@ -61,6 +61,13 @@ TOOLS = {
     "karpenter": Tool("github.com/aws/karpenter-provider-aws/cmd/controller", "four minutes"),
     # Makes load balancers on AWS, likewise.
     "lbc": Tool("sigs.k8s.io/aws-load-balancer-controller", "three minutes"),
+    # Turns InferenceServices into Deployments.
+    "kserve": Tool("github.com/kserve/kserve/cmd/manager", "four minutes"),
+    # Sets replicas from demand: the adapter hands the operator's metrics to the HorizontalPodAutoscaler, and the
+    # webhooks refuse a second owner of the same replicas.
+    "keda-operator": Tool("github.com/kedacore/keda/v2/cmd/operator", "six minutes", pins="keda"),
+    "keda-adapter": Tool("github.com/kedacore/keda/v2/cmd/adapter", "a minute", pins="keda"),
+    "keda-webhooks": Tool("github.com/kedacore/keda/v2/cmd/webhooks", "a minute", pins="keda"),
 }
 
 
