@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -39,10 +40,13 @@ def configurations(folder: Path) -> list[Object]:
     return [o for o in kustomized(folder) if o["kind"] in KINDS]
 
 
-def certify(cluster: Embedded, folder: Path, wanted: list[Object]) -> None:
-    """Writes `tls.crt` and `tls.key` into a folder, for the names by which the API server calls these webhooks."""
+def certify(cluster: Embedded, folder: Path, wanted: list[Object], further: Iterable[str] = ()) -> None:
+    """Writes `tls.crt` and `tls.key` into a folder, for the names by which the API server calls these webhooks.
+
+    And for `further` hosts, where the controller has but one certificate for all that it serves.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    hosts = [f"{name}.{namespace}.svc" for namespace, name in _services(wanted)]
+    hosts = [*(f"{name}.{namespace}.svc" for namespace, name in _services(wanted)), *further]
     certificate, key = cluster.authority.issue(folder.name, hosts[0], hosts=hosts)
     shutil.copy(certificate, folder / "tls.crt")
     shutil.copy(key, folder / "tls.key")
@@ -51,16 +55,21 @@ def certify(cluster: Embedded, folder: Path, wanted: list[Object]) -> None:
 def register(client: Client, cluster: Embedded, wanted: list[Object], port: int) -> None:
     """Makes the API server call these webhooks on a port of loopback, where their controller listens by now."""
     authority = base64.b64encode(cluster.authority.certificate.read_bytes()).decode()
-    for namespace, name in _services(wanted):
-        if client.get("v1", "Namespace", namespace) is None:
-            client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        spec = {"type": "ExternalName", "externalName": "localhost"}
-        client.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}, namespace)
+    for service in _services(wanted):
+        lead_here(client, *service)
     for o in wanted:
         for webhook in o["webhooks"]:
             webhook["clientConfig"]["caBundle"] = authority
             webhook["clientConfig"]["service"]["port"] = port
         client.apply(o)
+
+
+def lead_here(client: Client, namespace: str, name: str) -> None:
+    """A Service that leads the API server to this machine's loopback."""
+    if client.get("v1", "Namespace", namespace) is None:
+        client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    spec = {"type": "ExternalName", "externalName": "localhost"}
+    client.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}, namespace)
 
 
 def unregister(client: Client, wanted: list[Object]) -> None:

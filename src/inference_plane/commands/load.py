@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import os
 import sys
 import tempfile
 import time
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import rich.console
 
-from inference_plane import helm
+from inference_plane import helm, tools
+from inference_plane.cluster import embedded, keda, network
 from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
+from inference_plane.loop import watch
+from inference_plane.loop.plane import TIMES, Loop, Times
 from inference_plane.onehost.processes import Processes
 
 EPILOG = """\
@@ -28,6 +33,10 @@ examples:
 Profiles: {names}. Exits 1 when a threshold of the profile is not kept, 2 when the load could not be
 sent. docs/load.md says what each measure means.
 """
+
+#: What a process knows by that it is in the elastic target's network.
+_INSIDE = "INFERENCE_PLANE_ELASTIC"
+ELASTIC_TOOLS = (*embedded.TOOLS, "karpenter", *keda.TOOLS)
 
 WRITERS = {
     "json": report.write_json,
@@ -47,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         profile = profiles.load(arguments.profile).scaled(arguments.time_scale, arguments.rate_scale)
         own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
         profile = dataclasses.replace(profile, **own)
+        if arguments.target == "elastic" and not arguments.dry_run:
+            _enter([sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])])
         if arguments.dry_run:
             print(curve.text(profile))
             return 0
@@ -69,8 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("profile", metavar="PROFILE", help="a name under tests/load/profiles/, or a file")
     parser.add_argument(
-        "--target", default="demo", help="demo (the plane on this machine, the default), or an endpoint's URL without /v1"
+        "--target",
+        default="demo",
+        help="demo (the plane on this machine, the default), elastic (with real control loops), or a URL without /v1",
     )
+    for name, seconds in vars(Times()).items():
+        parser.add_argument(f"--{name}-seconds", dest=name, type=float, default=seconds, help=f"elastic: {TIMES[name]} ({seconds:g})")
     parser.add_argument("--dry-run", action="store_true", help="print the curve and what would be sent, and send nothing")
     parser.add_argument(
         "--token-file", action="append", default=[], metavar="[TENANT=]FILE", help="a bearer token, for one tenant or all"
@@ -97,12 +112,17 @@ def _run(
 ) -> int:
     models = _pairs("--model", arguments.model)
     with contextlib.ExitStack() as stack:
-        plane = targets.Plane(folder, lambda what: _step(console, what)) if arguments.target == "demo" else None
+        step = functools.partial(_step, console)
+        plane: targets.Plane | Loop | None = None
+        if arguments.target == "demo":
+            plane = targets.Plane(folder, step)
+        elif arguments.target == "elastic":
+            plane = Loop(folder, step, Times(**{name: getattr(arguments, name) for name in vars(Times())}))
         driver: drive.Driver = drive.NoDriver()
         if arguments.driver:
             driver = marks.CommandDriver(arguments.driver)
         elif plane:
-            driver = marks.PlaneDriver(plane)
+            driver = plane.driver if isinstance(plane, Loop) else marks.PlaneDriver(plane)
         if unknown := drive.unknown(profile, driver):
             raise targets.TargetError(
                 f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would be lines "
@@ -137,7 +157,8 @@ def _run(
             )
         compared = router.compare(outcome.samples, router.of(plane.router)) if plane else None
     verdicts = thresholds.judge(profile, outcome.samples)
-    made = report.document(profile, arguments.target, outcome, verdicts, compared)
+    fleet = watch.document(plane.fleet(), outcome.began) if isinstance(plane, Loop) else ()
+    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
     print(report.text(made))
     for kind, write in WRITERS.items():
         if path := getattr(arguments, kind):
@@ -146,6 +167,17 @@ def _run(
     for verdict in (failed := [verdict for verdict in verdicts if not verdict.kept]):
         print(f"not kept: {verdict}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _enter(command: list[str]) -> None:
+    """Goes on in a network of its own, in which every pod has its address; the tools are built before, outside."""
+    if os.environ.get(_INSIDE):
+        return
+    for tool in ELASTIC_TOOLS:
+        tools.build(tool)
+    words = network.inside(command)
+    os.environ[_INSIDE] = "1"
+    os.execvp(words[0], words)
 
 
 def _pairs(option: str, given: list[str]) -> dict[str, str]:

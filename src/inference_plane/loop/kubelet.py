@@ -25,6 +25,7 @@ from typing import Any
 from inference_plane.cluster.client import Client, Object, Refused
 from inference_plane.onehost.processes import Process, Processes, answers
 
+from .driver import POWER
 from .engines import busy
 
 POLL_SECONDS = 0.3
@@ -77,10 +78,17 @@ class Kubelet:
     def tick(self, now: float) -> None:
         """Raises Refused or OSError where the API server does not answer; the next tick goes on from there."""
         found = {pod["metadata"]["uid"]: pod for pod in self._client.list("v1", "Pod", labelSelector=SELECTOR)}
-        nodes = {node["metadata"]["name"] for node in self._client.list("v1", "Node")}
+        every = self._client.list("v1", "Node")
+        nodes = {node["metadata"]["name"] for node in every}
+        dark = {node["metadata"]["name"] for node in every if node["metadata"].get("annotations", {}).get(POWER) == "off"}
         for uid in [uid for uid, pod in self._pods.items() if uid not in found or pod.node not in nodes]:
             self._lost(self._pods.pop(uid), there=uid in found)
+        for pod in self._pods.values():
+            if pod.node in dark and pod.process:
+                pod.process.kill()
         for uid, obj in found.items():
+            if obj["spec"].get("nodeName") in dark:
+                continue  # there is nobody who could do or say anything
             if uid not in self._pods and obj["spec"].get("nodeName") in nodes:
                 self._pods[uid] = self._bound(obj, now)
             if uid in self._pods:

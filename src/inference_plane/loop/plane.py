@@ -17,7 +17,7 @@ import yaml
 
 from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
-from inference_plane.cluster import definitions, karpenter, nodes
+from inference_plane.cluster import definitions, karpenter, keda, nodes
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.client import Client, Refused
 from inference_plane.cluster.embedded import Embedded
@@ -33,7 +33,8 @@ from inference_plane.onehost.router import Router, fallback_models
 from inference_plane.onehost.serving import ServerThread
 from inference_plane.onehost.timed import Timed
 
-from . import kubelet
+from .driver import LoopDriver, warning
+from .watch import Reading, Watch
 
 ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 #: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
@@ -50,6 +51,14 @@ class Times:
     weights: float = 30.0
 
 
+#: The same, for people.
+TIMES = {
+    "boot": "seconds from a launched instance to its node",
+    "image": "seconds that an image takes, once a node",
+    "weights": "seconds from a started container to an engine that answers",
+}
+
+
 class Loop(contextlib.ExitStack):
     """A context manager: the whole elastic plane. Enter it in a network namespace where 10.244.0.0/16 is local.
 
@@ -60,10 +69,23 @@ class Loop(contextlib.ExitStack):
     def __init__(self, folder: Path, step: Step, times: Times) -> None:
         super().__init__()
         self.folder, self.step, self.times = folder, step, times
-        self.issuer = Issuer()
+        self.issuer, self.namespace, self.driver = Issuer(), NAMESPACE, LoopDriver(self)
 
     def token(self, tenant: str) -> str:
         return self.issuer.token(tenant, seconds=24 * 3600)
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.values["global"]["models"])
+
+    def warn(self, instance: str) -> None:
+        """EC2 says that it takes a Spot instance in two minutes."""
+        sqs = self.account.client("sqs")
+        sqs.send_message(QueueUrl=self._queue, MessageBody=warning(instance, self.account.region))
+
+    def fleet(self) -> list[Reading]:
+        """What the loops did so far, second by second."""
+        return list(self._watch.readings)
 
     def __enter__(self) -> Loop:
         super().__enter__()
@@ -100,11 +122,16 @@ class Loop(contextlib.ExitStack):
             for node in nodes.ordinary(region):
                 self.client.create(node)
         with self.step("Karpenter starts"):
-            karpenter.start(self.cluster, self.account, environment["global"]["aws"]["clusterName"])
+            name = environment["global"]["aws"]["clusterName"]
+            self._queue = self.account.client("sqs").create_queue(QueueName=name)["QueueUrl"]
+            karpenter.start(self.cluster, self.account, name, INTERRUPTION_QUEUE=name)
             self.kubelets = stack.enter_context(
                 karpenter.Kubelets(self.cluster.kubeconfig, self.account, self.times.boot))
+        with self.step("KEDA starts"):
+            stack.enter_context(keda.running(self.cluster))
         with self.step("Helm installs the plane"):
-            self._install()
+            self.render = helm.template(CHART, values=self.values, namespace=NAMESPACE)
+            self.install(self.values)
         self._start_kubelet()
         self._start_policy()
         stack.enter_context(_following(self.client, self.dns))
@@ -113,11 +140,12 @@ class Loop(contextlib.ExitStack):
             self.url = self.router.url
             wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
             self.router.wait_for_engines(wanted, timeout=60 + sum(vars(self.times).values()))
+        self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.models))
 
-    def _install(self) -> None:
+    def install(self, values: dict[str, Any]) -> None:
+        """`helm upgrade --install` of the plane; whatever it changes comes later."""
         file = self.folder / "values.json"
-        file.write_text(json.dumps(self.values))
-        self.render = helm.template(CHART, values=self.values, namespace=NAMESPACE)
+        file.write_text(json.dumps(values))
         helm.run(
             "upgrade", "--install", "plane", str(CHARTS / CHART), "--namespace", NAMESPACE, "--create-namespace",
             "--values", str(file), "--kubeconfig", str(self.cluster.kubeconfig))

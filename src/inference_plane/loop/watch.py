@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from inference_plane.cluster.client import Client, Refused
 
 SECONDS = 1.0
+
+
+def document(readings: Sequence[Reading], began: float) -> list[dict[str, Any]]:
+    """For a report: times in seconds from `began`."""
+    made = [dataclasses.asdict(reading) for reading in readings]
+    return [{**each, "at": each["at"] - began} for each in made if each["at"] >= began]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Watch:
         claims = self._client.list("karpenter.sh/v1", "NodeClaim")
         up = [c for c in claims if any(
             e["type"] == "Ready" and e["status"] == "True" for e in c.get("status", {}).get("conditions") or ())]
-        nodes = collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up)
+        nodes = dict(collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up))
         return Reading(time.time(), {name: self._model(name, policy, pods) for name in self._models}, nodes, len(claims))
 
     def _model(self, name: str, policy: Mapping[tuple[str, str], float], pods: list[dict[str, Any]]) -> Model:
