@@ -289,6 +289,7 @@ for key, value in {
     ":authority": "models.example.com",
     "x-plane-first-token-budget": "4000, region",
     "x-plane-started-ms": "%REQ(x-started)%",
+    "x-plane-start-seconds": "%REQ(x-residency)%",
     "x-envoy-upstream-alt-stat-name": "x",
 }.items():
 

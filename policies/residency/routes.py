@@ -160,7 +160,7 @@ def _restricted(match: Mapping) -> tuple[str, str]:
     severity="CRITICAL",
     kinds=_CONFIG,
     why="A header that a route sets can be the model, the residency or the target that a later filter goes by.",
-    remedy="Let routes set the first-token budget and its start alone.",
+    remedy="Let routes set the first-token budget and its start, and how long a replica takes to start, alone.",
     source="docs/router.md#headers-inside-the-plane",
     example='"request_headers_to_add": [{"header": {"key": "x-plane-model", "value": "records"}}]',
 )
@@ -172,6 +172,7 @@ def routes_set_nothing_else(router: Router, index: Index) -> Iterator[Fault]:
             fine = {
                 "x-plane-first-token-budget": value.replace(";per-kib=", "").isdigit(),
                 "x-plane-started-ms": value == "%START_TIME(%s%3f)%",
+                "x-plane-start-seconds": value.isdigit(),
             }
             if not fine.get(key):
                 yield (route.file.owner, route.at("request_headers_to_add", i), f"sets {key} to {value!r}")

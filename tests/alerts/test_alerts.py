@@ -44,6 +44,8 @@ VALUES = {
                 "source": "s3://models/trial/v1/",
                 "canary": {"source": "s3://models/trial/v2/", "percent": 10},
             },
+            "nap": {**ENTRY, "source": "s3://models/nap/v1/", "replicas": {"min": 0, "max": 2}},
+            "siesta": {**ENTRY, **FALLBACK, "source": "s3://models/siesta/v1/", "replicas": {"min": 0}},
         },
     },
 }
@@ -93,6 +95,14 @@ def fleet(model: str, per_minute: float, *, engines: int = 2, failed: float = 0,
         router("envoy_cluster_upstream_rq_xx", f"0+{failed}x200", name, envoy_response_code_class=code[0]),
         router("envoy_cluster_upstream_rq", f"0+{failed}x200", name, envoy_response_code=code),
         router("envoy_cluster_membership_healthy", f"{engines + 1}x200", name),
+    ]
+
+
+def sleeper(model: str, requests: str, healthy: str, at: str = "fleet") -> list[Series]:
+    """A fleet that may have no engine: requests counted there or at Amazon Bedrock; `healthy` with Envoy's own one."""
+    return [
+        router("envoy_cluster_upstream_rq_total", requests, f"{at}/{model}"),
+        router("envoy_cluster_membership_healthy", healthy, f"fleet/{model}"),
     ]
 
 
@@ -170,6 +180,8 @@ LABELS = {
     "intake": {"model": "intake", "residency": "cluster"},
     "night": {"model": "night", "residency": "cluster"},
     "trial": {"model": "trial", "residency": "cluster"},
+    "nap": {"model": "nap", "residency": "cluster"},
+    "siesta": {"model": "siesta", "residency": "region"},
 }
 
 CASES = [
@@ -274,7 +286,7 @@ CASES = [
         labels={"job": "inference/router-policy"},
         summary="No policy service answers",
         description="Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full or "
-        "empty fleet is met request by request.",
+        "empty fleet is met request by request. Models that sleep are woken, one replica each.",
         silent={"one of two answers": policies("0x200", "1x200")},
     ),
     Case(
@@ -498,6 +510,61 @@ CASES = [
         description="Requests come in and no engine is ready; replicas.min is 2. Amazon Bedrock answers what may go "
         "there; the rest gets 503.",
         silent={"engines": fleet("summary", 60)},
+    ),
+    Case(
+        "InferenceStaysAsleep",
+        model="nap",
+        # One request, and nobody again until they may come back.
+        fires=sleeper("nap", "0x50 1x100", "1x200"),
+        severity="critical",
+        summary="A model at zero replicas does not start: nap",
+        description="It was asked for, and for 422 s, which a replica takes to start, no engine has been ready. Clients "
+        "get 503.",
+        silent={
+            "nobody asks": sleeper("nap", "7x200", "1x200"),
+            "it starts in time": sleeper("nap", "0x50 1x100", "1x56 2x100"),
+            "it is just being started": sleeper("nap", "0x55 1x100", "1x200"),
+            "it sleeps again when nobody has asked for long": sleeper("nap", "0x10 5x100", "1x14 2x30 1x100"),
+        },
+    ),
+    Case(
+        "InferenceStaysAsleep",
+        model="siesta",
+        # Of a fleet that is known to be empty nothing is tried.
+        fires=sleeper("siesta", "0x50 1x100", "1x200", at="bedrock"),
+        severity="warning",
+        summary="A model at zero replicas does not start: siesta",
+        description="It was asked for, and for 422 s, which a replica takes to start, no engine has been ready. Amazon "
+        "Bedrock answers what may go there; the rest gets 503.",
+        silent={"nobody asks": sleeper("siesta", "7x200", "1x200", at="bedrock")},
+    ),
+    Case(
+        "InferenceFallbackShare",
+        model="siesta",
+        fires=[*fleet("siesta", 10, engines=1), *bedrock("siesta", 10)],
+        severity="warning",
+        summary="Fallback in use: siesta",
+        description="Amazon Bedrock (openai.gpt-oss-120b-1:0) gives 50% of the answers, at the price of its tokens.",
+        silent={"it has no replica": [*fleet("siesta", 0, engines=0), *bedrock("siesta", 10)]},
+    ),
+    Case(
+        "InferenceRequestsFail",
+        model="siesta",
+        fires=[*fleet("siesta", 30, engines=1, failed=12), *bedrock("siesta", 30)],
+        severity="critical",
+        summary="Requests fail: siesta",
+        description="20% of the answers are 5xx from the fleet or from the router in its place; no other try helped.",
+        silent={"it has no replica": [*fleet("siesta", 30, engines=0, failed=30), *bedrock("siesta", 3)]},
+    ),
+    Case(
+        "InferenceFleetTooSmall",
+        model="nap",
+        fires=[*fleet("nap", 10, engines=1), retried("nap", 5)],
+        severity="warning",
+        summary="Fleet smaller than asked: nap",
+        description="1 engines are ready; replicas are 0 to 2. That has lasted 30m: fewer than the minimum, or fewer "
+        "than the maximum while engines turn requests away.",
+        silent={"asleep": sleeper("nap", "7x200", "1x200")},
     ),
     Case(
         "InferenceFleetTooSmall",

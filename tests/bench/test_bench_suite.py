@@ -1,4 +1,5 @@
 """The suite: the plane's processes are really measured, and what grows or is not given back is a fault."""
+import dataclasses
 import json
 
 import pytest
@@ -47,6 +48,7 @@ def test_a_short_soak_of_the_real_plane_answers_everybody(monkeypatch):
     assert found.left > 0
     # The engine that was full for a while falls back.
     assert found.backends["fleet"] > found.backends["bedrock"] > 0
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["backends"] == found.backends
     assert {"envoy", "router-policy-0"} <= set(found.samples[0].resident)
 
 
@@ -76,12 +78,12 @@ def test_the_largest_catalogue_renders_and_one_more_is_refused():
 def test_the_command_runs_the_parts_that_are_named_and_fails_with_the_soak(monkeypatch, capsys):
     row = reaction.Reaction(reaction.FULL, (0.9, 1.1))
     monkeypatch.setattr(reaction, "measure", lambda **_: [row])
-    grown = soak.Soak(seconds=60.0, samples=[sample()] * 3, faults=["envoy: grows"])
+    grown = soak.Soak(seconds=60.0, answers={200: 7}, samples=[sample()] * 3, faults=["envoy: grows"])
     monkeypatch.setattr(soak, "run", lambda **_: grown)
     assert bench.main(["suite", "reaction", "soak", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["reaction"][0]["seconds"] == [0.9, 1.1]
-    assert document["soak"]["faults"] == ["envoy: grows"]
+    assert document["soak"]["faults"] == ["envoy: grows"] and document["soak"]["answers"] == {"200": 7}
     assert "memory" not in document
     assert bench.main(["suite", "soak"]) == 1
     assert "FAULT envoy: grows" in capsys.readouterr().out

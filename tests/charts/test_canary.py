@@ -223,9 +223,8 @@ REFUSED = {
     ),
     "scale to zero": (
         canary(replicas={"min": 0}),
-        f"- {PATH}.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, "
-        "which this release does "
-        "not serve yet. Set replicas.min to 1.",
+        f"- {PATH}.replicas.min: 0 scales a canary to zero. The stable fleet answers while a canary sleeps, so that "
+        "nothing would be learned of it. Set replicas.min to 1, or canary: null.",
     ),
 }
 

@@ -258,13 +258,6 @@ def test_images_without_a_digest_are_refused_where_one_is_required():
     assert [line.partition(":")[0] for line in refusal(**{"global": digest})] == ["- global.images.curl.digest"]
 
 
-def test_scale_to_zero_is_refused():
-    assert refusal({"replicas": {"min": 0, "max": 2}}) == [
-        "- global.models.m.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, which this "
-        "release does not serve yet. Set replicas.min to 1."
-    ]
-
-
 @pytest.mark.parametrize(
     ("variable", "why"),
     [

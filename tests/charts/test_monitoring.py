@@ -175,6 +175,8 @@ def test_only_what_people_feel_pages() -> None:
         "InferenceRouterDown",
         "InferenceRouterOverloaded",
     }
+    values = values_with(global__models__intake__replicas={"min": 0})
+    assert alert(render("router", values), "InferenceStaysAsleep", "intake")["labels"]["severity"] == "critical"
 
 
 def test_budgets_that_nobody_can_ask_page_where_that_refuses_requests() -> None:
@@ -222,7 +224,7 @@ def test_labels_for_a_prometheus_stand_on_what_it_reads() -> None:
 
 #: With a canary too, whose clusters the capture does not have.
 CANARY = {"global__models__summary__canary": {"source": "s3://models/summary/v2/", "percent": 10}}
-TRIED = values_with(**CANARY)
+TRIED = values_with(**CANARY, global__models__nap={**ENTRY, "source": "s3://models/nap/v1/", "replicas": {"min": 0}})
 
 
 # --- runbooks --------------------------------------------------------------------------------------------------------

@@ -177,9 +177,10 @@ def test_refuses_policies_that_keep_it_from_the_api_server() -> None:
     with pytest.raises(helm.HelmError) as error:
         render(**with_network(apiServerCidrs=[]))
     assert (
-        "- global.network.apiServerCidrs: empty, while policy.enabled is true and a model falls back. The NetworkPolicies "
-        "deny what nobody names, and the policy service finds engines and waiting pods by the API server. Set the "
-        "subnets of the cluster's network interfaces, policy.enabled: false, or global.network.policies: false."
+        "- global.network.apiServerCidrs: empty, while policy.enabled is true and a model falls back or scales to zero. "
+        "The NetworkPolicies deny what nobody names, and the policy service finds engines and waiting pods by the API "
+        "server. Set the subnets of the cluster's network interfaces, policy.enabled: false, or "
+        "global.network.policies: false."
     ) in str(error.value)
 
 

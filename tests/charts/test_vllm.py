@@ -558,13 +558,6 @@ def test_the_autoscaler_reads_a_port_that_the_service_lists(entry, namespace):
     assert init(rendered, "metrics")["ports"] == [{"name": "metrics", "containerPort": 8001, "protocol": "TCP"}]
 
 
-def test_scale_to_zero_is_refused():
-    assert refusal({"replicas": {"min": 0, "max": 2}}) == [
-        "- global.models.m.replicas.min: 0 scales to zero. Scale to zero needs the router's demand metric, which this "
-        "release does not serve yet. Set replicas.min to 1."
-    ]
-
-
 def test_a_pod_monitor_scrapes_the_metrics_port():
     (endpoint,) = render(podMonitor={"enabled": True}).find("PodMonitor", "m")["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] == "metrics"

@@ -2,8 +2,8 @@
 
 Simulated: arrivals, engines with slots and a bounded queue, the routers' tries (an engine, another one, the fallback)
 and their counters, first-token budgets, pods that need a node and then time to load, an autoscaler that follows the
-demand. Real: the book, the decision and the demand, fed with readings as the readers would make them. A share acts one
-tick after it was decided.
+demand, or KEDA with a ScaledObject as the charts render it. Real: the book, the decision and the demand, fed with
+readings as the readers would make them. A share acts one tick after it was decided.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import re
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from inference_plane.policy.book import Book
 from inference_plane.policy.config import Config, Model, Routers, Tuning
 from inference_plane.policy.decide import Decision, Memory, decide
-from inference_plane.policy.demand import demand
+from inference_plane.policy.demand import Asked, demand, remember
 from inference_plane.policy.readings import ClusterReading, EngineReading, WaitingPods
 
 NAME, NAMESPACE = "summary", "inference"
@@ -80,6 +82,14 @@ class Result:
     vain_tries: int = 0
     late: int = 0
     queued: list[float] = field(default_factory=list)
+    # Replicas of the fleet, one number a tick; requests that ran in a replica that had to leave.
+    replicas: list[int] = field(default_factory=list)
+    drained: int = 0
+
+    @property
+    def steps(self) -> list[int]:
+        """The replicas without repetitions."""
+        return [b for a, b in zip([None, *self.replicas], self.replicas, strict=False) if a != b]
 
     def waits(self, share: float) -> float:
         """Seconds within which `share` of the fleet's requests began to run."""
@@ -104,10 +114,66 @@ class Result:
         return next((t for t in range(start, len(self.shares)) if test(self.shares[t])), None)
 
 
+class Keda:
+    """What KEDA 2.20.2 and the HPA that it makes do of a ScaledObject with a formula, whose fallback is the formula's.
+
+    By pkg/scaling of KEDA: a trigger that failed more often in a row than failureThreshold is nil in the formula; one
+    that failed less often is an error, and then nothing is scaled. Above 0 the target is active. The last replicas go
+    together once it has not been for cooldownPeriod.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.period = spec["pollingInterval"]
+        self._min, self._max, self._cooldown = spec["minReplicaCount"], spec["maxReplicaCount"], spec["cooldownPeriod"]
+        self._tolerated = spec["fallback"]["failureThreshold"]
+        modifiers = spec["advanced"]["scalingModifiers"]
+        # A trigger's name, `??` and a number, in Python.
+        self._formula = re.sub(r"(\w+) \?\? (\d+)", r"(\2 if \1 is None else \1)", modifiers["formula"])
+        self._target = float(modifiers["target"])
+        self._behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        self._failures: Counter[str] = Counter()
+        self._active_at: float | None = None
+        self._wanted: deque[tuple[float, int]] = deque()
+        self._moved_at = {"scaleUp": -math.inf, "scaleDown": -math.inf}
+
+    def look(self, now: float, values: Mapping[str, float | None], replicas: int) -> int:
+        """The replicas from now on; None of a value is a trigger that failed."""
+        for name, value in values.items():
+            self._failures[name] = self._failures[name] + 1 if value is None else 0
+        if any(0 < self._failures[name] <= self._tolerated for name in values):
+            return replicas
+        value = float(eval(self._formula, {"max": max}, dict(values)))  # noqa: S307: the chart's own formula
+        if value > 0:
+            self._active_at = now
+            return self._horizontal(now, value, replicas) if replicas else 1
+        if replicas and self._min == 0 and (self._active_at is None or now - self._active_at > self._cooldown):
+            return 0
+        return self._horizontal(now, value, replicas) if replicas else 0
+
+    def _horizontal(self, now: float, value: float, replicas: int) -> int:
+        desired = min(self._max, max(1, self._min, math.ceil(value / self._target)))
+        self._wanted.append((now, desired))
+        while self._wanted[0][0] < now - 3600:
+            self._wanted.popleft()
+        direction = "scaleUp" if desired > replicas else "scaleDown"
+        pace = self._behavior[direction]
+        lately = [n for at, n in self._wanted if at >= now - pace["stabilizationWindowSeconds"]]
+        desired = min(lately) if direction == "scaleUp" else max(lately)
+        (policy,) = pace["policies"]
+        if now - self._moved_at[direction] < policy["periodSeconds"]:
+            return replicas
+        step = max(-policy["value"], min(policy["value"], desired - replicas))
+        if (step > 0) == (direction == "scaleUp") and step:
+            self._moved_at[direction] = now
+            return replicas + step
+        return replicas
+
+
 class World:
     """`rate(t)` is requests a second. `policy=False` keeps the share at 0: the rules of each request alone.
 
     `slots` run at once in an engine, `admits` are in it with those that wait; `kv_places` requests fill its KV cache.
+    `keda` is the spec of a ScaledObject that scales it.
     """
 
     def __init__(
@@ -131,6 +197,7 @@ class World:
         load_seconds: float = 120.0,
         shortage: tuple[float, float] = (0.0, 0.0),
         tuning: Tuning | None = None,
+        keda: Mapping[str, Any] | None = None,
     ) -> None:
         self.rate, self.policy, self.slots, self.admits = rate, policy, slots, admits
         self.seconds, self.bedrock_seconds = seconds, bedrock_seconds or seconds
@@ -155,8 +222,10 @@ class World:
         self.pods = [self._pod(-1e9) for _ in range(replicas)]
         self.routers = {f"10.1.0.{i}": Router() for i in range(routers)}
         self.result = Result()
-        self.share, self.desired_since = 0, 0.0
-        # What a test switches: sources that give no answer now.
+        self.share, self.desired_since, self._looks_at = 0, 0.0, 0.0
+        self.keda = Keda(keda) if keda else None
+        self.asked = Asked()
+        # What a test switches: sources that give no answer now; `policy` and `queues` are what KEDA asks.
         self.lost: set[str] = set()
         self.script: dict[int, Callable[[World], None]] = {}
 
@@ -278,6 +347,22 @@ class World:
             for pod in idle[: len(self.pods) - desired]:
                 self.pods.remove(pod)
 
+    def _look(self, wanted: float | None) -> None:
+        """KEDA's turn. A replica that has to leave finishes what it has."""
+        assert self.keda is not None
+        ready = [pod for pod in self.pods if pod.ready(self.now)] if "queues" not in self.lost else []
+        values = {
+            "demand": None if "policy" in self.lost else wanted,
+            "running": float(sum(pod.running for pod in ready)) if ready else None,
+            "waiting": float(sum(len(pod.queue) for pod in ready)) if ready else None,
+        }
+        desired = self.keda.look(self.now, values, len(self.pods))
+        self.pods += [self._pod(self.now) for _ in range(desired - len(self.pods))]
+        # Kubernetes ends those first that are not ready, and knows nothing of requests.
+        leaving = sorted(self.pods, key=lambda pod: (pod.ready(self.now), -pod.made))[: len(self.pods) - desired]
+        self.result.drained += sum(pod.running + len(pod.queue) for pod in leaving)
+        self.pods = [pod for pod in self.pods if pod not in leaving]
+
     def kill(self, pod: Pod) -> None:
         """Its requests are lost; a new one has to start."""
         self.pods.remove(pod)
@@ -326,8 +411,15 @@ class World:
             model = self.config.models[NAME]
             decision, self.memory = decide(model, self.config.tuning, signals, self.memory, self.now)
             wanted = demand(signals, self.config.tuning)
-            if tick % 15 == 0:
+            wanted, self.asked = remember(wanted, decision.ready, self.asked, self.config.tuning, self.now)
+            if self.keda is not None:
+                # It looks a moment later each time: what it does takes time as well.
+                if self.now >= self._looks_at:
+                    self._look(wanted)
+                    self._looks_at = self.now + self.keda.period + self.luck.random()
+            elif tick % 15 == 0:
                 self._scale(wanted)
+            self.result.replicas.append(len(self.pods))
             self.share = decision.share if self.policy else 0
             self.result.shares.append(decision.share)
             self.result.decisions.append(decision)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import inference_plane.policy as package
 from inference_plane.policy.book import Book
 from inference_plane.policy.config import Config, ConfigError, Model, Routers, Tuning, parse
 from inference_plane.policy.decide import Decision, Memory, Reason, Signals, decide
-from inference_plane.policy.demand import demand
+from inference_plane.policy.demand import Asked, demand, remember
 from inference_plane.policy.events import Budget, event, words
 from inference_plane.policy.readings import (
     ROUTER_FILTER,
@@ -28,6 +29,7 @@ from inference_plane.policy.readings import (
     parse_router,
     quantile,
 )
+from inference_plane.policy.service import Service, View, _imported
 
 TUNING = Tuning()
 FLEET = (NAMESPACE, MODEL)
@@ -481,6 +483,37 @@ def test_demand_counts_everything_once() -> None:
     empty = Signals(ready=0, cluster_age=0, engines_age=0, routers_age=0, elsewhere=3, turned_away=0.2)
     assert demand(empty, TUNING) == 3 + 0.2 * TUNING.typicalSeconds
     assert demand(dataclasses.replace(signals, routers_age=math.inf), TUNING) is None
+
+
+def test_a_request_that_came_and_went_between_two_looks_is_demand() -> None:
+    idle = Signals(ready=1, cluster_age=0, engines_age=0, routers_age=0)
+    assert demand(idle, TUNING) == 0
+    seconds, window = TUNING.typicalSeconds, TUNING.windowSeconds
+    assert demand(dataclasses.replace(idle, tries=1), TUNING) == pytest.approx(seconds / window)
+    assert demand(dataclasses.replace(idle, left=1 / window), TUNING) == pytest.approx(seconds / window)
+    assert demand(dataclasses.replace(idle, tries=100), TUNING) == 1, "no more than that it is not 0"
+
+
+def test_what_was_asked_of_an_empty_fleet_is_remembered_whole_and_of_another_up_to_1() -> None:
+    wanted, asked = remember(30.0, 0, Asked(), TUNING, 0)
+    assert (wanted, asked) == (30, Asked(30, 0))
+    assert remember(2.0, 0, asked, TUNING, 60) == (30, asked)
+    assert remember(2.0, 0, asked, TUNING, 61) == (2, Asked(2, 61))
+    assert remember(0.0, 1, asked, TUNING, 30) == (1, asked), "the first replica is there"
+    assert remember(12.0, 1, asked, TUNING, 30) == (12, Asked(1, 30))
+    assert remember(0.0, 1, Asked(0.5, 0), TUNING, 60) == (0.5, Asked(0.5, 0))
+    assert remember(0.0, 1, Asked(0.5, 0), TUNING, 61) == (0, Asked(0, 61))
+    assert remember(None, 0, asked, TUNING, 30) == (None, asked), "unknown is not what was asked"
+
+
+def test_what_was_asked_survives_the_leader() -> None:
+    view = View(Decision(0, (), 0, None, None), Memory(), Signals(), 30.0, 5.0, Asked(30.0, 4.0))
+    service = types.SimpleNamespace(book=types.SimpleNamespace(durations=lambda name: {}))
+    value = json.loads(json.dumps(Service._exported(service, MODEL, view, 10.0)))
+    copy = _imported(value, 1000.0)
+    assert (copy.demand, copy.demand_at, copy.asked) == (30, 995, Asked(30, 994))
+    del value["asked"]
+    assert _imported(value, 1000.0).asked == Asked(), "of a leader that knows nothing of it"
 
 
 def test_events_are_for_people() -> None:

@@ -1,5 +1,23 @@
 {{/* What no chart can say alone, because it sees its own values. */}}
 
+{{/* KEDA asks the policy service where it listens. */}}
+{{- define "inference-plane.validateDemand" -}}
+{{- $refusals := list -}}
+{{- range $engine := list "vllm" "kserve" -}}
+{{- if and (get $.Values $engine).enabled $.Values.router.enabled -}}
+{{- $own := int (get $.Values $engine).autoscaling.demandPort -}}
+{{- $port := int $.Values.router.policy.statusPort -}}
+{{- if ne $own $port -}}
+{{- $refusals = append $refusals (include "plane.refusal" (list (printf "%s.autoscaling.demandPort" $engine)
+      (printf "%d, while router.policy.statusPort is %d" $own $port)
+      "KEDA would ask where nobody answers, and a model at zero replicas would be started for it"
+      (printf "%d in both places" $port))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- include "plane.failOn" (dict "of" "the engines and the router" "refusals" $refusals) -}}
+{{- end -}}
+
 {{/* The load balancer is made for the router as it is. */}}
 {{- define "inference-plane.validateLoadBalancer" -}}
 {{- $balancer := index .Values "alb-ingress" -}}

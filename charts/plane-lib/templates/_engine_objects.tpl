@@ -200,6 +200,7 @@ spec:
 {{- $root := .root -}}
 {{- $model := .model -}}
 {{- $metrics := dict "running" "vllm:num_requests_running" "waiting" "vllm:num_requests_waiting" -}}
+{{- $sleeps := include "plane.sleeps" $model -}}
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
 metadata:
@@ -212,12 +213,24 @@ spec:
   minReplicaCount: {{ int $model.replicas.min }}
   maxReplicaCount: {{ int $model.replicas.max }}
   pollingInterval: {{ int $root.Values.autoscaling.pollingSeconds }}
+  {{- if $sleeps }}
+  cooldownPeriod: {{ int $root.Values.autoscaling.cooldownSeconds }}
+  # A value that could not be read three times is nil in the formula, so that a short silence neither wakes nor ends
+  # anything. Without replicas the engines' values always are, and KEDA's condition Fallback says so.
+  fallback: {failureThreshold: 2, replicas: 1, behavior: scalingModifiers}
+  {{- end }}
   advanced:
     restoreToOriginalReplicaCount: false
     scalingModifiers:
+      {{- if $sleeps }}
+      # What wants an engine, wherever it is now, or what the engines have, whichever is more, over what one replica is
+      # meant to have. A demand that nobody knows is 1: it wakes one replica, and ends none but for want of work.
+      formula: max(demand ?? 1, (running ?? 0) + (waiting ?? 0))
+      {{- else }}
       # Requests in the engines over what one replica is meant to have. The queue alone would take replicas away as soon
       # as it is empty, however busy they are. No `??`: while no engine can be read the number of replicas stays.
       formula: {{ keys $metrics | sortAlpha | join " + " }}
+      {{- end }}
       target: {{ include "plane.engineRequestsPerReplica" . | quote }}
       metricType: AverageValue
     horizontalPodAutoscalerConfig:
@@ -230,6 +243,20 @@ spec:
             - {type: Pods, value: {{ int $pace.pods }}, periodSeconds: {{ int $pace.periodSeconds }}}
         {{- end }}
   triggers:
+    {{- if $sleeps }}
+    - type: metrics-api
+      name: demand
+      metadata:
+        # Of every ready replica of the policy service: they tell the same, and one that is gone is passed by.
+        url: http://router-policy.{{ include "plane.routerNamespace" $root }}.svc:
+          {{- int $root.Values.autoscaling.demandPort }}/demand/{{ $model.name }}
+        format: json
+        valueLocation: demand
+        aggregateFromKubeServiceEndpoints: "true"
+        aggregationType: max
+        targetValue: "1"
+        timeout: 3s
+    {{- end }}
     {{- range $trigger, $metric := $metrics }}
     - type: metrics-api
       name: {{ $trigger }}

@@ -82,12 +82,29 @@ catalogue that concern every chart.
 {{- end -}}
 {{- end -}}
 
+{{/* A fleet that may have no replica: who wakes it, and that it is not asleep again before its clients are back. */}}
 {{- define "plane.refuseEngineZero" -}}
-{{- if eq (int .model.replicas.min) 0 -}}
-{{- include "plane.refusal" (list (printf "%s.replicas.min" .path)
-      "0 scales to zero"
-      "Scale to zero needs the router's demand metric, which this release does not serve yet"
-      "replicas.min to 1") -}}
+{{- $path := printf "%s.replicas.min" .path -}}
+{{- $autoscaling := .root.Values.autoscaling -}}
+{{- if include "plane.sleeps" .model -}}
+{{- if ne .model.fleet .model.name -}}
+{{- include "plane.refusal" (list $path
+      "0 scales a canary to zero"
+      "The stable fleet answers while a canary sleeps, so that nothing would be learned of it"
+      "replicas.min to 1, or canary: null") -}}
+{{- else if le (int $autoscaling.cooldownSeconds) (int .model.startSeconds) -}}
+{{- include "plane.refusal" (list "autoscaling.cooldownSeconds"
+      (printf "%d is not above the %d s that %s takes to start" (int $autoscaling.cooldownSeconds)
+        (int .model.startSeconds) .model.name)
+      "It would go back to sleep before those who woke it come back"
+      (printf "more than %d, or a startSeconds that was measured" (int .model.startSeconds))) -}}
+{{- end -}}
+{{- if gt (int $autoscaling.pollingSeconds) 30 -}}
+{{- include "plane.refusal" (list "autoscaling.pollingSeconds"
+      (printf "%d is more than 30, while %s scales to zero" (int $autoscaling.pollingSeconds) .model.name)
+      "The policy service tells for a minute that somebody asked, and KEDA could miss it"
+      "30 or less") -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

@@ -67,7 +67,9 @@ min by (pod) (envoy_listener_ssl_certificate_expiration_unix_time_seconds{%s}) -
       "expr" (printf `sum by (job) (up{%[1]s}) == 0 or absent(up{%[1]s})` $job)
       "summary" "No policy service answers"
       "description" (print "Prometheus reaches no pod of router-policy. Routers keep the shares that they had last; a full "
-        "or empty fleet is met request by request."))
+        "or empty fleet is met request by request."
+        (include "plane.models" . | fromJson | include "plane.anySleeps" | empty
+          | ternary "" " Models that sleep are woken, one replica each.")))
       (dict "alert" "InferencePolicyLeaderless" "severity" "warning" "for" "5m" "runbook" "router"
       "expr" (printf `sum by (job) (inference_policy_leading{%s}) != 1` $job)
       "summary" "Not exactly one policy service decides"
@@ -77,13 +79,16 @@ min by (pod) (envoy_listener_ssl_certificate_expiration_unix_time_seconds{%s}) -
       "expr" (printf `max by (source) (inference_policy_signal_age_seconds{%s}) > %v` $job $lost)
       "summary" "The policy service decides by old readings: {{ $labels.source }}"
       "description" (print "{{ $labels.source }} were last read {{ $value | humanizeDuration }} ago. A share that nothing "
-        "speaks for any more is lowered to 0, and demand is unknown."))
-      (dict "alert" "InferencePolicyUnheard" "severity" "warning" "for" "5m" "runbook" "router"
+        "speaks for any more is lowered to 0, and demand is unknown."))) -}}
+{{- if include "router.policyDecides" . -}}
+{{- $rules = append $rules (dict
+      "alert" "InferencePolicyUnheard" "severity" "warning" "for" "5m" "runbook" "router"
       "expr" (printf `
 increase(envoy_runtime_update_failure{%[1]s}[5m]) > 0.9 * increase(envoy_runtime_update_attempt{%[1]s}[5m])` $router)
       "summary" "A router hears nothing of the policy service"
       "description" (print "{{ $labels.pod }} got no answer to nine of ten questions or more. It keeps the shares that it "
-        "had last, raised ones too."))) -}}
+        "had last, raised ones too.")) -}}
+{{- end -}}
 {{- if include "plane.tls" . -}}
 {{- $rules = append $rules (dict
       "alert" "InferencePolicyCertificateEnds" "severity" "warning" "for" "10m" "runbook" "certificates"
@@ -115,12 +120,13 @@ increase(envoy_runtime_update_failure{%[1]s}[5m]) > 0.9 * increase(envoy_runtime
 {{- $page := eq $model.traffic "interactive" | ternary "critical" "warning" -}}
 {{- $min := int $model.replicas.min -}}
 {{- $max := int $model.replicas.max -}}
+{{- $sleeps := include "plane.sleeps" $model -}}
 {{- $rules := list -}}
 
 {{- $failing := include "router.share" (list
       (printf `rate(envoy_cluster_upstream_rq_xx{%s, envoy_response_code_class="5"}[10m])` $fleet)
       $answers $alerts.errorShare) -}}
-{{- if not $model.fallback -}}
+{{- if or (not $model.fallback) $sleeps -}}
 {{- /* No engine is an alert of its own, and pages as this one does. */ -}}
 {{- $failing = printf "%s\nunless\n%s < 1" $failing $engines -}}
 {{- end -}}
@@ -135,15 +141,34 @@ increase(envoy_runtime_update_failure{%[1]s}[5m]) > 0.9 * increase(envoy_runtime
 {{- if $model.fallback -}}
 {{- $then = "Amazon Bedrock answers what may go there; the rest gets 503." -}}
 {{- end -}}
+{{- if $sleeps -}}
+{{- /*
+Asleep on purpose is no alert. Whoever woke it is told to come back, so one request is reason to watch it for as long as
+a replica takes to start, and some time more, which is shorter than KEDA's cooldown. Of a fleet that is known to be
+empty all that may leave goes to Amazon Bedrock at once, so that both clusters count.
+*/ -}}
+{{- $start := int $model.startSeconds -}}
+{{- $rules = append $rules (dict
+      "alert" "InferenceStaysAsleep" "severity" (empty $model.fallback | ternary $page "warning")
+      "for" (printf "%ds" $start) "runbook" "node-starvation"
+      "expr" (printf `
+%s < 1
+and
+sum(increase(envoy_cluster_upstream_rq_total{%s}[%ds])) > 0` $engines $both (add $start 300))
+      "summary" (printf "A model at zero replicas does not start: %s" $model.name)
+      "description" (printf (print "It was asked for, and for %d s, which a replica takes to start, no engine has been "
+        "ready. %s") $start $then)) -}}
+{{- else -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceNoEngine" "severity" (empty $model.fallback | ternary $page "warning")
-      "for" (eq $min 0 | ternary $alerts.fleetPatience "2m") "runbook" "node-starvation"
+      "for" "2m" "runbook" "node-starvation"
       "expr" (printf `
 %s < 1
 and
 sum(increase(envoy_cluster_upstream_rq_total{%s}[5m])) > 0` $engines $fleet)
       "summary" (printf "No engine is ready: %s" $model.name)
       "description" (printf "Requests come in and no engine is ready; replicas.min is %d. %s" $min $then)) -}}
+{{- end -}}
 
 {{- if include "plane.tls" .root -}}
 {{- $rules = append $rules (dict
@@ -158,14 +183,10 @@ sum by (envoy_cluster_name) (increase(envoy_cluster_ssl_fail_verify_error{%[1]s}
 
 {{- $small := printf `%s < %d` $engines $min -}}
 {{- if gt $max $min -}}
-{{- $small = printf `
-%[1]s < %[2]d
-or
-(
-  %[1]s < %[3]d
+{{- $full := printf `%s < %d
   and
-  sum(rate(envoy_cluster_retry_upstream_rq{%[4]s, envoy_response_code="429"}[5m])) > 0
-)` $engines $min $max $fleet -}}
+  sum(rate(envoy_cluster_retry_upstream_rq{%s, envoy_response_code="429"}[5m])) > 0` $engines $max $fleet -}}
+{{- $small = $sleeps | empty | ternary (printf "%s\nor\n(\n  %s\n)" $small $full) $full -}}
 {{- end -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceFleetTooSmall" "severity" "warning" "for" $alerts.fleetPatience "runbook" "node-starvation"
@@ -244,10 +265,15 @@ sum(increase(%[1]s[10m])) >= 10` $spent $fleet $alerts.refusedShare)
       "summary" (printf "Engines turn requests away: %s" $model.name)
       "description" (printf "%s of the tries in the fleet ended in 429: %s. They went on elsewhere." $share $why)) -}}
 
+{{- $fallen := include "router.share" (list
+      (printf `rate(envoy_cluster_upstream_rq_completed{%s}[10m])` $bedrock) $answers $alerts.fallbackShare) -}}
+{{- if $sleeps -}}
+{{- /* What it is there for while a replica starts. */ -}}
+{{- $fallen = printf "%s\nunless\n%s < 1" $fallen $engines -}}
+{{- end -}}
 {{- $rules = append $rules (dict
       "alert" "InferenceFallbackShare" "severity" "warning" "for" "15m" "runbook" "fallback"
-      "expr" (include "router.share" (list
-        (printf `rate(envoy_cluster_upstream_rq_completed{%s}[10m])` $bedrock) $answers $alerts.fallbackShare))
+      "expr" $fallen
       "summary" (printf "Fallback in use: %s" $model.name)
       "description" (printf "Amazon Bedrock (%s) gives %s of the answers, at the price of its tokens."
         $target $share)) -}}

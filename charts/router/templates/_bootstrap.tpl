@@ -26,7 +26,7 @@ typed_dns_resolver_config:
       - socket_address: {address: {{ splitList ":" . | first }}, port_value: {{ splitList ":" . | last }}}
       {{- end }}
     {{- end }}
-{{- if include "router.policyServes" . }}
+{{- if include "router.policyDecides" . }}
 layered_runtime:
   layers: {{ include "router.runtimeLayers" . | nindent 4 }}
 {{- end }}
@@ -55,7 +55,7 @@ static_resources:
       load_assignment:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: run/admin.sock}}}}]}]
-    {{- if include "router.policyServes" . }}
+    {{- if include "router.policyDecides" . }}
     - {{ include "router.policyCluster" . | nindent 6 | trim }}
     {{- end }}
     {{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwks.uri }}
@@ -97,7 +97,10 @@ static_resources:
                 "@type":
                   type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
                 stat_prefix: no_capacity
-                local_reply_config: {{ include "router.errorBodies" . | nindent 18 }}
+                local_reply_config:
+                  mappers:
+                    {{- include "router.asleep" . | nindent 20 }}
+                    {{- (include "router.errorBodies" . | fromYaml).mappers | toYaml | nindent 20 }}
                 route_config:
                   virtual_hosts:
                     - name: no-capacity
@@ -403,6 +406,18 @@ mappers:
     body_format_override:
       {{- include "router.errorBody" (list "invalid_request_error"
           "The request was refused (%RESPONSE_CODE_DETAILS%).") | nindent 6 }}
+{{- end -}}
+
+{{/* What an empty fleet says that may have no replica: how long the first one takes, from the model's routes. */}}
+{{- define "router.asleep" -}}
+- filter: {{ include "router.statusIs" (list 503 "x-plane-start-seconds") }}
+  headers_to_add:
+    - header: {key: retry-after, value: "%REQ(x-plane-start-seconds)%"}
+      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+  body_format_override:
+    {{- include "router.errorBody" (list "overloaded_error"
+        "No replica of the model runs. One is started, which takes some %REQ(x-plane-start-seconds)% seconds.")
+        | nindent 4 }}
 {{- end -}}
 
 {{/* OpenAI's error: (list TYPE MESSAGE). */}}

@@ -3,8 +3,15 @@ The policy service, and how the routers ask it. Its configuration says what to r
 stands in the routes.
 */}}
 
-{{/* "true" where there is something to decide: a model with a fallback. */}}
+{{/* "true" where there is something to decide or to wake: a model with a fallback, or one that scales to zero. */}}
 {{- define "router.policyServes" -}}
+{{- $models := include "plane.models" . | fromJson -}}
+{{- $needed := or (include "plane.fallsBack" $models) (include "plane.anySleeps" $models) -}}
+{{- if and .Values.policy.enabled $needed -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where the routers ask it: for shares, which a model with a fallback alone has. */}}
+{{- define "router.policyDecides" -}}
 {{- if and .Values.policy.enabled (include "plane.models" . | fromJson | include "plane.fallsBack") -}}true{{- end -}}
 {{- end -}}
 

@@ -174,6 +174,7 @@ one, so that one wide value among them would be enough.
       - name: x-residency
         string_match: {safe_regex: {regex: {{ include "router.residenciesThatReach" .model.reach | quote }}}}
         invert_match: true
+  {{- include "router.startSeconds" .model | nindent 2 }}
   route: {{ include "router.fleetAction" . | nindent 4 }}
 {{- if .root.Values.policy.enabled }}
 {{- range $kind := list "stream" "json" }}
@@ -191,6 +192,7 @@ one, so that one wide value among them would be enough.
     restore:
       "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute
       source_code: {filename: bootstrap/restore.lua}
+  {{- include "router.startSeconds" $.model | nindent 2 }}
   route:
     cluster_specifier_plugin: bedrock-then-fleet/{{ $.model.name }}
     {{- include "router.hashPolicy" $.model | nindent 4 }}
@@ -205,8 +207,11 @@ one, so that one wide value among them would be enough.
     headers:
       - {name: ":method", string_match: {exact: POST}}
       - {name: x-plane-stream, present_match: true}
+  {{- include "router.startSeconds" .model | nindent 2 }}
   {{- with .model.firstTokenBudget }}
+  {{- if not (include "plane.sleeps" $.model) }}
   request_headers_to_add:
+  {{- end }}
     - header:
         key: x-plane-first-token-budget
         value: "{{ include "plane.milliseconds" . }};per-kib={{ $.model.firstTokenBudgetPerKiB }}"
@@ -224,6 +229,7 @@ one, so that one wide value among them would be enough.
   match:
     path: /v1/chat/completions
     headers: [{name: ":method", string_match: {exact: POST}}]
+  {{- include "router.startSeconds" .model | nindent 2 }}
   route:
     cluster_specifier_plugin: fleet-then-bedrock/{{ .model.name }}
     {{- include "router.hashPolicy" .model | nindent 4 }}
@@ -236,12 +242,22 @@ one, so that one wide value among them would be enough.
   match:
     path: {{ get $paths $api }}
     headers: [{name: ":method", string_match: {exact: POST}}]
+  {{- include "router.startSeconds" $.model | nindent 2 }}
   route: {{ include "router.fleetAction" $ | nindent 4 }}
 {{- end }}
 {{- end }}
 - name: {{ .model.name }}/not-served
   match: {prefix: /}
   direct_response: {status: 404}
+{{- end -}}
+
+{{/* What a model that may have no replica has its empty fleet say: the beginning of a route's request_headers_to_add. */}}
+{{- define "router.startSeconds" -}}
+{{- if include "plane.sleeps" . -}}
+request_headers_to_add:
+  - header: {key: x-plane-start-seconds, value: "{{ int .startSeconds }}"}
+    append_action: OVERWRITE_IF_EXISTS_OR_ADD
+{{- end -}}
 {{- end -}}
 
 {{/* What the routes tell route.lua: the model of each further name. */}}

@@ -165,9 +165,17 @@ name in the bootstrap keeps it from ever asking, one in clusters.json is overwri
 
 {{- define "router.refusePolicy" -}}
 {{- $network := .Values.global.network -}}
+{{- range $name, $model := include "plane.models" . | fromJson -}}
+{{- if and (include "plane.sleeps" $model) (not $.Values.policy.enabled) -}}
+{{- include "plane.refusal" (list "policy.enabled"
+      (printf "false, while global.models.%s.replicas.min is 0" $name)
+      "The policy service alone knows that somebody asks for a model without replicas, so it would never be started"
+      (printf "policy.enabled: true, or %s.replicas.min: 1" $name)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and (include "router.policyServes" .) $network.policies (not $network.apiServerCidrs) -}}
 {{- include "plane.refusal" (list "global.network.apiServerCidrs"
-      "empty, while policy.enabled is true and a model falls back"
+      "empty, while policy.enabled is true and a model falls back or scales to zero"
       (print "The NetworkPolicies deny what nobody names, and the policy service finds engines and waiting pods by the "
              "API server")
       (print "the subnets of the cluster's network interfaces, policy.enabled: false, or global.network.policies: "

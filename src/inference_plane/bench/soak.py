@@ -6,7 +6,6 @@ in one piece and for streams, leave in the middle, send what is refused, and now
 from __future__ import annotations
 
 import asyncio
-import collections
 import os
 import random
 import statistics
@@ -47,8 +46,8 @@ class Soak:
     """What came of it. `answers` counts by status, `left` those who left on purpose, `faults` what went wrong."""
 
     seconds: float = 0.0
-    answers: collections.Counter[int] = field(default_factory=collections.Counter)
-    backends: collections.Counter[str] = field(default_factory=collections.Counter)
+    answers: dict[int, int] = field(default_factory=dict)
+    backends: dict[str, int] = field(default_factory=dict)
     left: int = 0
     samples: list[Sample] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -114,9 +113,9 @@ async def _client(
         headers["authorization"] = f"Bearer {token}"
     try:
         async with session.post(f"{url}{messages.PATH}", data=body, headers=headers) as reply:
-            found.answers[reply.status] += 1
+            found.answers[reply.status] = found.answers.get(reply.status, 0) + 1
             if backend := reply.headers.get("x-inference-backend"):
-                found.backends[backend] += 1
+                found.backends[backend] = found.backends.get(backend, 0) + 1
             if reply.status not in _KINDS[kind][1]:
                 found.faults.append(f"{kind}: answered {reply.status}: {(await reply.text())[:200]!r}")
             elif kind == "leaves":

@@ -31,6 +31,7 @@ class Client:
         config.load_kube_config(str(kubeconfig), client_configuration=configuration)
         configuration.proxy = None  # the address is loopback, or one that a kubeconfig of the user names
         self._api = client.ApiClient(configuration)
+        self.server = configuration.host
         self._resources: dict[str, dict[str, tuple[str, bool]]] = {}
 
     def call(

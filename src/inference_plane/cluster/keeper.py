@@ -19,15 +19,17 @@ from pathlib import Path
 import yaml
 
 from inference_plane import tools
-from inference_plane.cluster import definitions, embedded, nodes, state
+from inference_plane.cluster import definitions, embedded, kind, node_image, nodes, state
 from inference_plane.cluster.client import Client
 from inference_plane.onehost.processes import Processes
+
+READY_SECONDS = 180
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("kind", choices=["embedded"])
+    parser.add_argument("kind", choices=["embedded", "kind"])
     parser.add_argument("--values", action="append", default=[], type=Path)
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
@@ -36,8 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         with state.held(folder):
             told.write(folder)
             try:
-                with Processes() as processes:
-                    _embedded(folder, processes, told, arguments.values)
+                with Processes() as processes, contextlib.ExitStack() as stack:
+                    if arguments.kind == "kind":
+                        _kind(stack, folder, processes, told)
+                    else:
+                        _embedded(folder, processes, told, arguments.values)
                     _wait(processes, told)
             except SystemExit:
                 pass  # asked to end
@@ -72,6 +77,35 @@ def _embedded(folder: Path, processes: Processes, told: state.State, files: list
     told.kubeconfig, told.server = str(cluster.kubeconfig), cluster.server
     told.version = tools.version("kube-apiserver", "k8s.io/kubernetes")
     told.processes = {name: process.pid for name, process in cluster.running.items()}
+
+
+def _kind(stack: contextlib.ExitStack, folder: Path, processes: Processes, told: state.State) -> None:
+    with _step("Docker"):
+        cluster = stack.enter_context(kind.cluster(folder))
+        told.facts["docker"] = cluster.engine.host
+        told.write(folder)
+    with _step("node image, built once where no registry gives it"):
+        image = node_image.find(cluster.engine)
+    with _step(f"nodes, of {image.name}"):
+        cluster.create(image)
+    # Ends with the container, which nobody else would notice here.
+    node = f"{cluster.name}-control-plane"
+    processes.start(node, ["docker", "wait", node], cluster.engine.environment, folder / "logs" / f"{node}.log")
+    client = Client(cluster.kubeconfig)
+    with _step("names of Services"):
+        _ready(client, processes, "/apis/apps/v1/namespaces/kube-system/deployments/coredns")
+    told.facts |= {"nodes": cluster.nodes(), "network": cluster.network(), "image": image.name, "built": image.built}
+    told.kubeconfig, told.server = str(cluster.kubeconfig), client.server
+    told.version = client.call("GET", "/version")["gitVersion"]
+
+
+def _ready(client: Client, processes: Processes, deployment: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not client.call("GET", deployment).get("status", {}).get("readyReplicas"):
+        processes.check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{deployment}: no replica is ready after {READY_SECONDS} s")
+        time.sleep(0.5)
 
 
 def _wait(processes: Processes, told: state.State) -> None:

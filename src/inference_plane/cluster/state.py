@@ -24,7 +24,7 @@ from typing import Any
 from inference_plane.manifests import crds
 
 DEFAULT = crds.CACHE / "cluster"
-END_SECONDS = 60
+END_SECONDS = 180  # kind removes its containers one after the other
 
 
 class ClusterError(RuntimeError):
@@ -96,7 +96,7 @@ def start(folder: Path, arguments: list[str], say: Callable[[dict[str, Any]], No
         keeper.wait()
         raise ClusterError(problem)
     except BaseException:
-        with _undisturbed():
+        with undisturbed():
             keeper.terminate()
             keeper.wait()
             if not alive(folder):  # else another command was quicker, and the folder is its cluster's
@@ -140,7 +140,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """A second Ctrl-C does not cut the cleaning short."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]

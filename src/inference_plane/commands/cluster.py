@@ -2,7 +2,12 @@
 
 `embedded` is a real control plane, etcd, API server, controllers and scheduler, as processes on loopback, without
 Docker and without root. Nodes and pods are simulated by KWOK: what a pod would do, it does not do. It has the CRDs of
-every controller that the charts make objects for, and its own kubeconfig; yours is neither read nor written.
+every controller that the charts make objects for.
+
+`kind` has real pods, on nodes that are containers, and a network between them that enforces NetworkPolicies. It needs
+Docker, or Docker's programs and root; where no registry is reached, it also builds the image of its nodes, once.
+
+Each has its own kubeconfig; yours is neither read nor written.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_plane import tools
-from inference_plane.cluster import embedded, state
+from inference_plane.cluster import embedded, kind, state
 from inference_plane.commands import _environment
 from inference_plane.manifests.crds import CRDError
 
@@ -26,13 +31,14 @@ examples:
   scripts/cluster up                             embedded, ready in seconds; the first time its binaries are built
   scripts/cluster up --environment prod          with nodes for the accelerators of values/prod.yaml
   scripts/cluster up --state /tmp/second         beside the first
+  scripts/cluster up kind                        real pods; ready in a minute or two once the node image is there
   eval "$(scripts/cluster status --env)"         KUBECONFIG for kubectl and helm of .venv/bin
   scripts/cluster down
 
 Exits 1 where no cluster comes up, or none is there; docs/clusters.md says what is real in it.
 """
 
-KINDS = ("embedded",)
+KINDS = ("embedded", "kind")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     up.add_argument("kind", nargs="?", choices=KINDS, default=KINDS[0], help="default: embedded")
     up.add_argument(
         "--environment", metavar="ENV", action="append", default=[],
-        help="add a node in each zone for every accelerator of this environment; may be given again",
+        help="embedded: add a node in each zone for every accelerator of this environment; may be given again",
     )  # fmt: skip
     actions.add_parser("down", help="ends it, and removes what it left")
     status = actions.add_parser("status", help="says whether it is up, and where")
@@ -69,17 +75,20 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _up(folder: Path, kind: str, environments: list[str]) -> int:
+def _up(folder: Path, wanted: str, environments: list[str]) -> int:
     files = [_environment.path(name).resolve() for name in environments]
     if state.alive(folder):
         return _already(folder)
-    for tool in embedded.TOOLS:
+    if wanted == "kind" and files:
+        raise state.ClusterError("--environment adds nodes that stand in for accelerators, which kind has not. Leave it out")
+    for tool in ("kind",) if wanted == "kind" else embedded.TOOLS:
         if not tools.path(tool).is_file():
             print(f"{tool} is built from its Go module, once: about {tools.TOOLS[tool].takes}", flush=True)
             tools.build(tool)
-    embedded.build()
+    if wanted == "embedded":
+        embedded.build()
     started = time.monotonic()
-    arguments = [kind, *(word for file in files for word in ("--values", str(file)))]
+    arguments = [wanted, *(word for file in files for word in ("--values", str(file)))]
     found = state.start(folder, arguments, _tell)
     print(f"ready after {time.monotonic() - started:.1f} s")
     _print(folder, found)
@@ -88,7 +97,7 @@ def _up(folder: Path, kind: str, environments: list[str]) -> int:
 
 def _already(folder: Path) -> int:
     """Another command has started it, or starts it just now."""
-    deadline = time.monotonic() + 2 * embedded.READY_SECONDS
+    deadline = time.monotonic() + 4 * embedded.READY_SECONDS
     while state.alive(folder) and time.monotonic() < deadline:
         found = state.read(folder)
         if found and found.ready:
@@ -100,7 +109,10 @@ def _already(folder: Path) -> int:
 
 
 def _down(folder: Path) -> int:
+    found, dead = state.read(folder), not state.alive(folder)
     print(f"{folder}: ended and removed" if state.end(folder) else f"{folder}: nothing there")
+    if found and dead and found.kind == "kind":
+        kind.sweep(folder, found.facts.get("docker"))
     return 0
 
 
@@ -124,7 +136,12 @@ def _print(folder: Path, found: state.State) -> None:
     minutes = (time.time() - found.started) / 60
     print(f"{found.kind}, Kubernetes {found.version} at {found.server}, up for {minutes:.0f} min")
     print(f"nodes       {len(found.facts['nodes'])}: {', '.join(found.facts['nodes'])}")
-    print(f"definitions {found.facts['definitions']} CustomResourceDefinitions")
+    if definitions := found.facts.get("definitions"):
+        print(f"definitions {definitions} CustomResourceDefinitions")
+    if image := found.facts.get("image"):
+        print(f"image       {image}, {'built here' if found.facts['built'] else 'as published'}")
+    if address := found.facts.get("docker"):
+        print(f"docker      DOCKER_HOST={address}")
     for name, pid in found.processes.items():
         print(f"process     {pid:<8}{name:<26}{os.path.relpath(folder / 'logs' / f'{name}.log')}")
     print(f"export KUBECONFIG={shlex.quote(found.kubeconfig)}")

@@ -236,9 +236,9 @@ class Bed(contextlib.ExitStack):
 
 
 def _fleets(models: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
-    """Name, model, version and engines of each fleet of a catalogue."""
+    """Name, model, version and engines of each fleet of a catalogue; one that may sleep is awake, with one engine."""
     for model, entry in models.items():
-        yield model, model, _version(entry), (entry.get("replicas") or {}).get("min", 1)
+        yield model, model, _version(entry), max(1, (entry.get("replicas") or {}).get("min", 1))
         if canary := entry.get("canary"):
             version = _version({**entry, **canary})
             yield f"{model}-canary", model, version, (canary.get("replicas") or {}).get("min", 1)

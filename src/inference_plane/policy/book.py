@@ -56,6 +56,7 @@ class _Entry:
     refused: float = 0.0
     errors: float = 0.0
     turned_away: float = 0.0
+    left: float = 0.0
     first_tokens: Mapping[float, float] = field(default_factory=dict)
 
 
@@ -168,7 +169,10 @@ class Book:
                 page.window.append(entry)
             if (fallback := reading.get(f"bedrock/{name}")) is not None:
                 old = before.get(f"bedrock/{name}", ClusterReading())
-                page.fallback_seconds.add(fallback.active * passed, increase(fallback.completed, old.completed))
+                left = increase(fallback.completed, old.completed)
+                page.fallback_seconds.add(fallback.active * passed, left)
+                if left:
+                    page.window.append(_Entry(now, left=left))
 
     # What it means.
 
@@ -199,6 +203,7 @@ class Book:
             refused=sum(entry.refused for entry in page.window),
             errors=sum(entry.errors for entry in page.window),
             turned_away=sum(entry.turned_away for entry in page.window) / tuning.windowSeconds,
+            left=sum(entry.left for entry in page.window) / tuning.windowSeconds,
             routers_age=self._routers_age(now),
             pending=sum(pod.count for pod in pods),
             pending_seconds=max((pod.oldest_seconds for pod in pods), default=0.0),

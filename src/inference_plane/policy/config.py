@@ -106,6 +106,8 @@ class Tuning:
     lostSeconds: float = 60.0
     # A request's time in an engine before any was measured.
     typicalSeconds: float = 10.0
+    # How long what was asked for stays the demand: an autoscaler looks each 15 seconds or so.
+    rememberSeconds: float = 60.0
     # One read of one pod, router or list: its time and its size.
     readSeconds: float = 2.0
     readBytes: int = 4 * 1024 * 1024

@@ -65,8 +65,10 @@ class Signals:
     tries: float = 0.0
     refused: float = 0.0
     errors: float = 0.0
-    # Requests a second that ended refused: no engine took them, and they had nowhere else to go.
+    # Requests a second that ended refused: no engine took them, and they had nowhere else to go; and those that the
+    # fallback answered.
     turned_away: float = 0.0
+    left: float = 0.0
     routers_age: float = NEVER
     # Pods without a node, and seconds that the oldest has waited for one.
     pending: int = 0

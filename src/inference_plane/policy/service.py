@@ -22,7 +22,7 @@ import aiohttp
 from .book import Book
 from .config import Config, ConfigError, Model, load
 from .decide import Decision, Memory, Reason, Signals, decide
-from .demand import demand
+from .demand import Asked, demand, remember
 from .events import Budget, event
 from .fetch import ReadError, read
 from .kubernetes import Kubernetes
@@ -49,6 +49,7 @@ class View:
     signals: Signals
     demand: float | None = None
     demand_at: float = -math.inf
+    asked: Asked = Asked()
 
 
 #: What was decided of a model that is new.
@@ -221,10 +222,12 @@ class Service:
         for name, model in self.config.models.items():
             before = self.views.get(name) or View(_NOTHING, Memory(known_at=now), Signals())
             decision, memory = decide(model, self.config.tuning, signals[name], before.memory, now)
-            wanted, known_at = demand(signals[name], self.config.tuning), now
+            wanted = demand(signals[name], self.config.tuning)
+            wanted, asked = remember(wanted, decision.ready, before.asked, self.config.tuning, now)
+            known_at = now
             if wanted is None:
                 wanted, known_at = before.demand, before.demand_at
-            views[name] = View(decision, memory, signals[name], wanted, known_at)
+            views[name] = View(decision, memory, signals[name], wanted, known_at, asked)
             if (before.decision.share, before.decision.reasons) != (decision.share, decision.reasons):
                 self._tell(name, model, before.decision, views[name])
         self.views = views
@@ -403,6 +406,7 @@ class Service:
             },
             "demand": view.demand,
             "demand_age": now - view.demand_at if math.isfinite(view.demand_at) else None,
+            "asked": {"demand": view.asked.demand, "age": now - view.asked.at} if view.asked.demand else None,
             "durations": self.book.durations(name),
         }
 
@@ -426,4 +430,6 @@ def _imported(value: Mapping[str, Any], now: float) -> View:
         signals=Signals(**{key: entry for key, entry in signals.items() if key in known}),
         demand=value["demand"],
         demand_at=-math.inf if age is None else now - age,
+        # A replica of an older version tells none.
+        asked=Asked(asked["demand"], now - asked["age"]) if (asked := value.get("asked")) else Asked(),
     )

@@ -68,13 +68,29 @@ TOOLS = {
     "keda-operator": Tool("github.com/kedacore/keda/v2/cmd/operator", "six minutes", pins="keda"),
     "keda-adapter": Tool("github.com/kedacore/keda/v2/cmd/adapter", "a minute", pins="keda"),
     "keda-webhooks": Tool("github.com/kedacore/keda/v2/cmd/webhooks", "a minute", pins="keda"),
+    # Makes clusters of containers; the rest below is for its node image, where no registry gives one.
+    "kind": Tool("sigs.k8s.io/kind", "half a minute"),
+    "containerd": Tool("github.com/containerd/containerd/v2/cmd/containerd", "a minute"),
+    "ctr": Tool("github.com/containerd/containerd/v2/cmd/ctr", "some seconds", pins="containerd"),
+    "containerd-shim-runc-v2": Tool(
+        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", "some seconds", pins="containerd"
+    ),
+    "kubelet": Tool("k8s.io/kubernetes/cmd/kubelet", "a minute", pins="kubenode", stamped=True),
+    "kubeadm": Tool("k8s.io/kubernetes/cmd/kubeadm", "some seconds", pins="kubenode", stamped=True),
+    "kubectl": Tool("k8s.io/kubernetes/cmd/kubectl", "some seconds", pins="kubenode", stamped=True),
+    "kube-proxy": Tool("k8s.io/kubernetes/cmd/kube-proxy", "some seconds", pins="kubenode", stamped=True),
+    "kube-router": Tool("github.com/cloudnativelabs/kube-router/cmd/kube-router", "two minutes"),
+    # A package of ours, which names the plugins.
+    "coredns": Tool("inference-plane/tools/coredns", "a minute"),
+    "pause": Tool("inference-plane/tools/pause", "some seconds"),
 }
 
 
 def path(name: str, cache: Path = crds.CACHE) -> Path:
     """Where the tool's binary is, or will be, for its pins as they are."""
     pins = TOOLS[name].pins or name
-    sums = hashlib.sha256(b"".join((PINS / pins / file).read_bytes() for file in ("go.mod", "go.sum"))).hexdigest()
+    files = [PINS / pins / "go.mod", PINS / pins / "go.sum", *sorted((PINS / pins).glob("*.go"))]
+    sums = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return cache / "tools" / f"{pins}-{sums[:12]}" / name
 
 
@@ -85,7 +101,7 @@ def version(name: str, module: str) -> str:
         LookupError: they do not name it.
     """
     text = (PINS / (TOOLS[name].pins or name) / "go.mod").read_text()
-    found = re.search(rf"^\s+{re.escape(module)} (v\S+)", text, re.MULTILINE)
+    found = re.search(rf"^(?:require)?\s+{re.escape(module)} (v\S+)", text, re.MULTILINE)
     if found is None:
         raise LookupError(f"the pins of {name} name no {module}")
     return found[1]
