@@ -11,17 +11,20 @@ HERE = pathlib.Path(__file__).parent
 #: because its tests share what they start.
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
-#: Files whose tests share one control plane: two cores are not enough for several.
-ONE_CLUSTER = tuple(
-    f"cluster/test_cluster_{name}.py" for name in ("install", "karpenter", "kserve", "load_balancer", "rights", "upgrade")
-)
+#: Files whose tests share one control plane, or wait for it: two cores are not enough for several.
+SHARING = ("disruption", "failures", "faults", "install", "karpenter", "keda", "kserve", "load_balancer", "rights", "upgrade")
+ONE_CLUSTER = tuple(f"cluster/test_cluster_{name}.py" for name in SHARING)
 
 #: What waits longest comes first, so that the rest fills the time.
-FIRST = ("router/test_router_long.py", "demo/test_demo_run.py", "router/test_router_scale.py", "router/")
+FIRST = (
+    *("router/test_router_long.py", "load/test_load_run.py", "demo/test_demo_run.py", "router/test_router_scale.py"),
+    "router/",
+)
 
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew; review its diff")
+    parser.addoption("--kind", help="the state folder of a cluster of kind for tests/kind, instead of one of their own")
     parser.addoption("--kubeconfig", help="a cluster for tests/cluster, which they change, instead of one of their own")
 
 
@@ -48,6 +51,8 @@ def group(nodeid):
     file = nodeid.partition("::")[0].removeprefix("tests/")
     if file.split("/")[0] in INDEPENDENT:
         return nodeid
+    if file.startswith("kind/"):
+        return "kind"
     return ONE_CLUSTER if file in ONE_CLUSTER else file
 
 

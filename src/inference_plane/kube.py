@@ -153,8 +153,19 @@ class Index:
 
     @cached_property
     def scalers(self) -> list[tuple[Mapping, str, str, str]]:
-        """(scaler, namespace, kind and name of its target) of every ScaledObject and HorizontalPodAutoscaler."""
+        """(scaler, namespace, kind and name of its target) of every ScaledObject and HorizontalPodAutoscaler.
+
+        An InferenceService of KServe scales its own Deployment, unless its autoscaler class says that somebody else
+        does or nobody (pkg/controller/v1beta1/inferenceservice/reconcilers/autoscaler of KServe v0.20.0).
+        """
         found = []
+        for service in self.kind("InferenceService"):
+            predictor = (service.get("spec") or {}).get("predictor") or {}
+            annotations = (meta(service).get("annotations") or {}) | (predictor.get("annotations") or {})
+            owns = annotations.get("serving.kserve.io/autoscalerClass") not in ("external", "none")
+            if owns and predictor.get("containers"):
+                name = f"{meta(service).get('name')}-predictor"
+                found.append((service, self.namespace_of(service), "Deployment", name))
         for scaler in self.kind("ScaledObject", "HorizontalPodAutoscaler"):
             target = (scaler.get("spec") or {}).get("scaleTargetRef") or {}
             found.append((scaler, self.namespace_of(scaler), target.get("kind", "Deployment"), target.get("name", "")))

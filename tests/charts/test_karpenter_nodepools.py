@@ -174,9 +174,12 @@ def test_the_taint_is_one_that_the_engine_tolerates(model, key):
     assert pod["tolerations"] == [{"key": key, "operator": "Exists", "effect": "NoSchedule"}]
     # What the engine demands of a node is what the pool brings.
     (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    brought = requirements(spec["spec"]["template"]["spec"])
+    template = spec["spec"]["template"]
+    labels = {key: [value] for key, value in template["metadata"]["labels"].items()}
+    brought = requirements(template["spec"]) | labels
     for demand in term["matchExpressions"]:
-        assert set(brought[demand["key"]]) <= set(demand["values"])
+        inside = set(brought[demand["key"]]) <= set(demand["values"])
+        assert inside is (demand["operator"] == "In"), demand
 
 
 def test_a_limit_holds_what_the_catalogue_may_ask_for_and_one_large_node():

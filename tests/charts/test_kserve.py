@@ -91,6 +91,16 @@ def test_the_router_does_not_tell_the_engines_apart():
     assert one == other
 
 
+@EVERY_BASE
+def test_what_kserve_would_write_another_way_is_written_its_way(base):
+    """Fields of an InferenceService that its webhook or its schema changes would be a difference for ever."""
+    spec = predictor(render(base=base))
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        assert {port.get("protocol") for port in container.get("ports", ())} <= {"TCP"}
+        amounts = [value for kind in container["resources"].values() for value in kind.values()]
+        assert {type(value) for value in amounts} == {str}
+
+
 def test_selectors_find_the_pods_that_kserve_makes():
     rendered = render({"replicas": {"min": 2}}, podMonitor={"enabled": True})
     (brought,) = deployments(rendered.objects)

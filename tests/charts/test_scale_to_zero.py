@@ -116,6 +116,21 @@ def test_refused(model, over, message):
     assert refusal("vllm", values({"m": merged(MODEL, {**ASLEEP, **model})}, **over)) == [message]
 
 
+@pytest.mark.parametrize(
+    ("fallback", "line"),
+    [
+        ({}, "the first request starts a replica, which takes some 422 s: it hears 503 with Retry-After"),
+        (FALLBACK, "the first request starts a replica, which takes some 422 s: Amazon Bedrock answers meanwhile"),
+    ],
+)
+def test_notes_say_what_zero_means(fallback, line, tmp_path):
+    file = tmp_path / "values.json"
+    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}}
+    file.write_text(json.dumps(values({"m": merged(MODEL, {**ASLEEP, **fallback})}, **network)))
+    text = helm.run("install", "x", str(helm.CHARTS / "vllm"), "--dry-run=client", "--values", str(file))
+    assert f"  at zero   {line}\n" in text and "One replica of m" not in text
+
+
 # --- the router ------------------------------------------------------------------------------------------------------
 
 

@@ -216,36 +216,35 @@ def test_interactive_models_stay_off_spot_and_batch_models_prefer_it():
     family = {"key": "karpenter.k8s.aws/instance-family", "operator": "In", "values": ["g6e"]}
     on_demand = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["on-demand", "reserved"]}
     spot = {"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot"]}
-    label = {"key": "inference-plane/traffic", "operator": "In"}
-    own = [label | {"values": [traffic]} for traffic in ("interactive", "batch")]
+    other = {"key": "inference-plane/traffic", "operator": "NotIn"}
     assert of("interactive") == {
-        required: {"nodeSelectorTerms": [{"matchExpressions": [family, on_demand]}]},
-        preferred: [{"weight": 50, "preference": {"matchExpressions": [own[0]]}}],
+        required: {"nodeSelectorTerms": [{"matchExpressions": [family, other | {"values": ["batch"]}, on_demand]}]}
     }
     assert of("batch") == {
-        required: {"nodeSelectorTerms": [{"matchExpressions": [family]}]},
-        preferred: [
-            {"weight": 100, "preference": {"matchExpressions": [spot]}},
-            {"weight": 50, "preference": {"matchExpressions": [own[1]]}},
-        ],
+        required: {"nodeSelectorTerms": [{"matchExpressions": [family, other | {"values": ["interactive"]}]}]},
+        preferred: [{"weight": 100, "preference": {"matchExpressions": [spot]}}],
     }
 
 
-def test_engines_prefer_the_nodes_of_their_own_traffic_by_the_label_that_pools_set():
+def test_engines_keep_off_the_nodes_of_the_other_traffic_by_the_label_that_pools_set():
     nodes = {"nodeClass": {"role": "n", "subnetTags": {"t": "p"}, "securityGroupTags": {"f": "n"}}}
-    catalogue = values({"m": MODEL | {"traffic": "batch"}})
-    pool = helm.template(
+    catalogue = values({"m": MODEL, "n": MODEL | {"traffic": "batch"}})
+    pools = helm.template(
         "karpenter-nodepools", values=merged(catalogue, nodes | {"ec2": {"amiAlias": "bottlerocket@1.46.0"}})
-    ).find("NodePool", "inference-l40s-batch")
-    labels = pool["spec"]["template"]["metadata"]["labels"]
-    affinity = pod(render({"traffic": "batch"}))["affinity"]["nodeAffinity"]
-    (wanted,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"][1]["preference"]["matchExpressions"]
-    assert labels[wanted["key"]] in wanted["values"]
+    )
+    for traffic, other in (("interactive", "batch"), ("batch", "interactive")):
+        affinity = pod(render({"traffic": traffic}))["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        (wanted,) = [e for e in term["matchExpressions"] if e["operator"] == "NotIn"]
+        labels = {
+            name: pools.find("NodePool", f"inference-l40s-{name}")["spec"]["template"]["metadata"]["labels"]
+            for name in (traffic, other)
+        }
+        assert labels[traffic][wanted["key"]] not in wanted["values"]
+        assert labels[other][wanted["key"]] in wanted["values"]
 
 
-@pytest.mark.parametrize(
-    ("base", "taint"), [(MODEL, "nvidia.com/gpu"), (NEURON, "aws.amazon.com/neuron"), (CPU, None)]
-)
+@pytest.mark.parametrize(("base", "taint"), [(MODEL, "nvidia.com/gpu"), (NEURON, "aws.amazon.com/neuron"), (CPU, None)])
 def test_engines_tolerate_the_taint_of_their_accelerator_alone(base, taint):
     spec = pod(render(base=base))
     assert [t["key"] for t in spec.get("tolerations", [])] == ([taint] if taint else [])

@@ -40,6 +40,13 @@ class Cluster:
             time.sleep(0.2)
         return answer
 
+    def settle(self, what, amiss, seconds=60):
+        """Waits until `amiss` has nothing to say any more; fails with what it said last."""
+        deadline = time.monotonic() + seconds
+        while said := amiss():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}: {said}\n{self.report()}"
+            time.sleep(0.2)
+
     def make_namespaces(self, names):
         for name in names:
             if self.client.get("v1", "Namespace", name) is None:
@@ -117,9 +124,7 @@ class Release:
     def stored(self, o):
         """The API server's copy of an object that was sent."""
         meta = o["metadata"]
-        found = self.cluster.client.get(
-            o["apiVersion"], o["kind"], meta["name"], meta.get("namespace", self.namespace)
-        )
+        found = self.cluster.client.get(o["apiVersion"], o["kind"], meta["name"], meta.get("namespace", self.namespace))
         assert found, f"{o['kind']} {meta['name']} is not there\n{self.cluster.report()}"
         return found
 

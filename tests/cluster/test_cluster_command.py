@@ -80,7 +80,9 @@ def test_up_status_and_down_touch_nothing_but_the_folder(home, folder):
     client = Client(pathlib.Path(told.kubeconfig))
     assert client.call("GET", "/version")["gitVersion"] == told.version == f"v{KUBERNETES_VERSION}"
     names = {node["metadata"]["name"] for node in client.list("v1", "Node")}
-    assert names == {f"{kind}-{zone}" for kind in ("ordinary", "l4", "l40s") for zone in "abc"}
+    assert names == {
+        f"{kind}-{zone}" for kind in ("ordinary", "l4-batch", "l4-interactive", "l40s-interactive") for zone in "abc"
+    }
 
     again = run(home, "up", "--state", folder)
     assert again.returncode == 0 and again.stdout.startswith("already up")

@@ -5,6 +5,7 @@ import collections
 import pytest
 import yaml
 from cluster_harness import Release
+from karpenter_harness import FAMILY, all_ready, claims, compiled, label, model, pods, running, scale
 
 from inference_plane import checkout, tools
 from inference_plane.cluster import karpenter
@@ -38,21 +39,12 @@ def plane(cluster, account):
     """The production environment, whole, in a cluster whose nodes Karpenter brings."""
     if cluster.embedded is None:
         pytest.skip("Karpenter runs beside an embedded control plane; --kubeconfig names another cluster")
-    cluster.remove_nodes()
-    process = karpenter.start(cluster.embedded, account, "inference-prod")
-    cluster.logs.append(process.log_path)
     release = Release(cluster)
     cluster.make_namespaces(["inference"])
-    with karpenter.Kubelets(cluster.kubeconfig, account) as kubelets:
+    with running(cluster, account, "inference-prod"):
         release.upgrade("inference-plane", PROD)
         yield release
         release.remove()
-        # Only while it runs can its objects go.
-        kinds = {"NodePool": "karpenter.sh/v1", "NodeClaim": "karpenter.sh/v1", "EC2NodeClass": "karpenter.k8s.aws/v1"}
-        left = lambda: [o for kind, version in kinds.items() for o in cluster.client.list(version, kind)]
-        cluster.wait("all nodes are gone", lambda: not left(), 120)
-        cluster.embedded.processes.stop(process)
-        assert karpenter.instances_of(account) == {} and kubelets.problems == []
 
 
 def test_it_is_the_version_whose_definitions_the_charts_are_checked_against():
@@ -74,32 +66,6 @@ def accelerators(cluster, plane):
         release.remove()
 
 
-def model(accelerator, **further):
-    return {
-        "source": f"s3://models/{accelerator}/v1/",
-        "weightsGiB": 4,
-        "accelerator": accelerator,
-        "maxModelLen": 4096,
-        **further,
-    }
-
-
-def compiled(accelerator, parallel):
-    made = {"source": "s3://models/compiled/v1/", "tensorParallelSize": parallel, "maxModelLen": 4096, "maxNumSeqs": 8}
-    return model(accelerator, tensorParallelSize=parallel, maxNumSeqs=8, compiled=made)
-
-
-#: Profile -> the instance family and the resource that its nodes must have.
-FAMILY = {
-    "l4": ("g6", "nvidia.com/gpu"),
-    "l40s": ("g6e", "nvidia.com/gpu"),
-    "a100-40": ("p4d", "nvidia.com/gpu"),
-    "a100-80": ("p4de", "nvidia.com/gpu"),
-    "h100": ("p5", "nvidia.com/gpu"),
-    "inferentia2": ("inf2", "aws.amazon.com/neuroncore"),
-    "trainium2": ("trn2", "aws.amazon.com/neuron"),
-}
-
 #: A profile of an environment's own, whose family nothing else uses.
 A10G = {"resource": "nvidia.com/gpu", "memoryGiB": 22.35, "instanceFamilies": ["g5"], "image": "vllm"}
 
@@ -113,33 +79,6 @@ EVERY = {
     | {"queue": model("a10g", traffic="batch")},
 }
 POOLS = {"nodeClass": NODES["nodeClass"], "ec2": NODES["ec2"]}
-
-
-def claims(cluster):
-    """The NodeClaims by the name of their node."""
-    found = cluster.client.list("karpenter.sh/v1", "NodeClaim")
-    return {c["status"]["nodeName"]: c for c in found if c.get("status", {}).get("nodeName")}
-
-
-def pods(cluster, name, namespace="inference"):
-    """The pods of a Deployment that nobody has asked to end."""
-    labels = cluster.client.get("apps/v1", "Deployment", name, namespace)["spec"]["selector"]["matchLabels"]
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    found = cluster.client.list("v1", "Pod", namespace, labelSelector=selector)
-    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-
-
-def scale(cluster, name, replicas, namespace="inference"):
-    cluster.client.patch("apps/v1", "Deployment", name, {"spec": {"replicas": replicas}}, namespace)
-
-
-def all_ready(cluster, name, replicas, namespace="inference"):
-    found = pods(cluster, name, namespace)
-    return found if len(found) == replicas and all(map(ready, found)) else None
-
-
-def label(claim, name):
-    return claim["metadata"]["labels"][name]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +99,10 @@ def test_every_engine_of_production_runs_on_a_node_that_was_launched_for_it(clus
             family, resource = FAMILY[entry["accelerator"]]
             pool = label(claim, "karpenter.sh/nodepool")
             assert label(claim, "karpenter.k8s.aws/instance-family") == family, name
-            # What works through a queue may use a free accelerator of an interactive node; never the other way.
-            pools = {f"inference-{entry['accelerator']}-{traffic}" for traffic in ("interactive", entry.get("traffic"))}
-            assert pool in pools, name
-            assert label(claim, "karpenter.sh/capacity-type") == ("spot" if pool.endswith("-batch") else "on-demand")
+            traffic = entry.get("traffic", "interactive")
+            assert pool == f"inference-{entry['accelerator']}-{traffic}", name
+            capacity = "spot" if traffic == "batch" else "on-demand"
+            assert label(claim, "karpenter.sh/capacity-type") == capacity, name
             print(name, label(claim, "node.kubernetes.io/instance-type"), pool)
             assert int(claim["status"]["capacity"][resource]) >= entry.get("tensorParallelSize", 1)
             instance = instances[claim["status"]["providerID"]]

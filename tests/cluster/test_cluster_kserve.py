@@ -94,7 +94,7 @@ def test_all_are_ready(cluster, installed):
     _, release = installed
     for o in services(release):
         name = o["metadata"]["name"]
-        cluster.wait(f"{name} is served", lambda n=name: problems(cluster, n) == [])
+        cluster.settle(f"{name} is served", lambda n=name: problems(cluster, n))
 
 
 def test_the_webhook_leaves_them_as_they_were_sent(installed):
@@ -331,7 +331,7 @@ def test_a_fault_is_found(cluster, broken, fault):
     o = copy.deepcopy(broken)
     if fault is None:
         cluster.client.create(o)
-        cluster.wait("it is served", lambda: problems(cluster, o["metadata"]["name"], "broken") == [])
+        cluster.settle("it is served", lambda: problems(cluster, o["metadata"]["name"], "broken"))
         return
     fault(o)
 

@@ -1,18 +1,20 @@
 """The real AWS Load Balancer Controller on the rendered Ingress: the load balancer that AWS' stand-in then has."""
 
-import copy
+import re
 
 import pytest
-import yaml
+from balancer_harness import PROD, balancer_of, differences, refusals, values_in
 from cluster_harness import Release
 
-from inference_plane import checkout, tools
+from inference_plane import tools
 from inference_plane.cluster import loadbalancers
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.client import Refused
+from inference_plane.cluster.diagnose import condition
+from inference_plane.environments import chart_values
+from inference_plane.helm import HelmError
 from inference_plane.manifests import crds
 
-PROD = yaml.safe_load((checkout.VALUES / "prod.yaml").read_text())
 REGION = PROD["global"]["aws"]["region"]
 
 
@@ -27,23 +29,16 @@ def controller(cluster, account):
     if cluster.embedded is None:
         pytest.skip("the controller runs beside an embedded control plane; --kubeconfig names another cluster")
     network = account.make_network({"kubernetes.io/role/internal-elb": "1"}, {"for": "nodes"})
-    with loadbalancers.running(cluster.embedded, account, "inference-prod", network["vpc"]) as process:
-        cluster.logs.append(process.log_path)
+    with loadbalancers.running(
+        cluster.embedded, account, "inference-prod", network["vpc"], loadbalancers.GATEWAY
+    ) as running:
+        cluster.logs.append(running.process.log_path)
         yield network
 
 
 @pytest.fixture(scope="module")
 def values(account, controller):
-    """Production's, with the names that things have in this account."""
-    certificate = account.client("acm").request_certificate(DomainName="inference.payer.example")["CertificateArn"]
-    visible = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "inference"}
-    acl = account.client("wafv2").create_web_acl(
-        Name="inference", Scope="REGIONAL", DefaultAction={"Allow": {}}, Rules=[], VisibilityConfig=visible
-    )["Summary"]["ARN"]
-    values = copy.deepcopy(PROD)
-    values["alb-ingress"] |= {"subnets": {"ids": controller["subnets"]}, "wafAclArn": acl}
-    values["alb-ingress"]["tls"] = {"certificateArns": [certificate]}
-    return values
+    return values_in(account, controller)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +63,7 @@ def unprotect(release, values):
 @pytest.fixture(scope="module")
 def balancer(cluster, account, plane):
     """The one load balancer that the production environment has, once its Ingress names it."""
-
-    def named():
-        status = cluster.client.get("networking.k8s.io/v1", "Ingress", "router", "inference")["status"]
-        return [entry["hostname"] for entry in status.get("loadBalancer", {}).get("ingress", ())]
-
-    (name,) = cluster.wait("the Ingress has a load balancer", named, 90)
+    name = balancer_of(cluster, "Ingress", "router")
     (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
     assert balancer["DNSName"] == name
     return balancer
@@ -86,6 +76,11 @@ def attributes(found):
 def test_it_is_the_version_whose_definitions_the_charts_are_checked_against():
     pinned = [module.version for module in crds.modules() if module.module == loadbalancers.MODULE]
     assert pinned == [tools.version("lbc", loadbalancers.MODULE)]
+
+
+def test_it_is_what_the_values_say_in_every_point(account, balancer, values):
+    """All at once, by what the tests of faults ask too; the tests below say the main points with their figures."""
+    assert differences(values, account, balancer["DNSName"]) == []
 
 
 def test_it_is_internal_and_stands_where_the_values_say(balancer, values):
@@ -188,18 +183,153 @@ def test_the_controller_s_webhook_is_asked(cluster, balancer):
         cluster.client.create(ingress, "inference", dryRun="All")
 
 
+def test_by_the_gateway_api_it_is_the_same(cluster, account, plane, values):
+    """A release of this chart alone beside the plane: Gateway, route and configurations become the same in AWS."""
+    ours = values["alb-ingress"] | {"mode": "gateway", "deletionProtection": False}
+    values = values | {"alb-ingress": ours}
+    edge = Release(cluster, "edge")
+    edge.upgrade("alb-ingress", chart_values(values, "alb-ingress"), wait=False)
+    try:
+        assert {o["kind"] for o in edge.manifest()} == {
+            "Gateway", "HTTPRoute", "LoadBalancerConfiguration", "TargetGroupConfiguration"
+        }  # fmt: skip
+        name = balancer_of(cluster, "Gateway", "router")
+        cluster.wait("it is what the values say", lambda: not differences(values, account, name) or print(name))
+        gateway = cluster.client.get("gateway.networking.k8s.io/v1", "Gateway", "router", "inference")
+        assert (condition(gateway, "Accepted"), condition(gateway, "Programmed")) == ("True", "True")
+    finally:
+        edge.remove()
+    gone = lambda: (
+        name not in {b["DNSName"] for b in account.client("elbv2").describe_load_balancers()["LoadBalancers"]}
+    )
+    cluster.wait("it is gone", gone)
+
+
+#: Annotation -> the points in which the load balancer is another one without it. Where the controller's own default is
+#: what the chart writes (scheme, thresholds, success codes), or it finds the same by itself (subnets by their tags,
+#: certificates by their names), nothing is lost with it.
+MISSPELT = {
+    "backend-protocol": {"targets"},
+    "healthcheck-interval-seconds": {"health check"},
+    "healthcheck-path": {"health check"},
+    "healthcheck-port": {"health check"},
+    "healthcheck-protocol": {"health check"},
+    "inbound-cidrs": {"who may connect"},
+    "load-balancer-attributes": {
+        "idle_timeout.timeout_seconds",
+        "routing.http.drop_invalid_header_fields.enabled",
+        "routing.http.desync_mitigation_mode",
+        "access_logs.s3.enabled",
+        "access_logs.s3.bucket",
+        "access_logs.s3.prefix",
+    },
+    "ssl-policy": {"ssl policy"},
+    "tags": {"tags"},
+    "target-group-attributes": {"deregistration_delay.timeout_seconds", "load_balancing.algorithm.type"},
+    "wafv2-acl-arn": {"firewall"},
+}
+
+PREFIX = "alb.ingress.kubernetes.io/"
+
+#: Fault -> the annotation, what is wrong in it, and the controller's words; None is an annotation that is not there.
+FAULTS = {
+    "missing target-type": ("target-type", None, "service type must be either"),
+    "target-type of another kind": ("target-type", "pods", "unsupported targetType"),
+    "health check of a port by its name": ("healthcheck-port", "status", "status"),
+    "a subnet that is not there": ("subnets", "subnet-00000000000000000", "subnet-00000000000000000"),
+    "an attribute that AWS has not": ("load-balancer-attributes", "idle_time=600", "idle_time"),
+    "a listener of no protocol": ("listen-ports", '[{"TLS": 443}]', "TLS"),
+}
+
+
+@pytest.fixture(scope="module")
+def copies(cluster, values, balancer):
+    """The rendered Ingress again and again, each with one annotation changed; they are made all at once."""
+    rendered = cluster.client.get("networking.k8s.io/v1", "Ingress", "router", "inference")
+    right = {k: v for k, v in rendered["metadata"]["annotations"].items() if k.startswith(PREFIX)}
+    attributes = f"{PREFIX}load-balancer-attributes"
+    right[attributes] = right[attributes].replace("protection.enabled=true", "protection.enabled=false")
+    made = {}
+    for name in MISSPELT:
+        wrong = {k: v for k, v in right.items() if k != PREFIX + name}
+        made[name] = wrong | {f"{PREFIX}{name[:-1]}": right[PREFIX + name]}
+    for fault, (name, value, _) in FAULTS.items():
+        wrong = {k: v for k, v in right.items() if k != PREFIX + name}
+        made[fault] = wrong | ({} if value is None else {PREFIX + name: value})
+    names = {what: f"copy-{number}" for number, what in enumerate(made)}
+    for what, annotations in made.items():
+        meta = {"name": names[what], "annotations": annotations}
+        o = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": meta, "spec": rendered["spec"]}
+        cluster.client.create(o, "inference")
+    yield names
+    for name in names.values():
+        # What could not be made cannot be unmade either, with annotations that nobody understands.
+        meta = {"metadata": {"annotations": right}}
+        cluster.client.patch("networking.k8s.io/v1", "Ingress", name, meta, "inference")
+        cluster.client.delete("networking.k8s.io/v1", "Ingress", name, "inference")
+    left = lambda: [
+        o for o in cluster.client.list("networking.k8s.io/v1", "Ingress") if "copy-" in o["metadata"]["name"]
+    ]
+    cluster.wait("the copies are gone", lambda: not left(), 120)
+
+
+@pytest.mark.parametrize("annotation", MISSPELT)
+def test_an_annotation_that_is_misspelt_is_found(cluster, account, values, copies, annotation):
+    """The controller ignores what it does not know, and so does its webhook; the comparison with the values does not."""
+    name = balancer_of(cluster, "Ingress", copies[annotation])
+    wanted = values | {"alb-ingress": values["alb-ingress"] | {"deletionProtection": False}}
+    found = lambda: {line.partition(":")[0] for line in differences(wanted, account, name)}
+    cluster.wait(
+        f"what is wrong without {annotation} is named", lambda: found() == MISSPELT[annotation] or print(found())
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_only_the_controller_can_find(cluster, copies, fault):
+    """It never has a load balancer, and the check of the ordinary tests says why in the controller's words."""
+    *_, words = FAULTS[fault]
+    cluster.wait("the controller says why", lambda: refusals(cluster, "Ingress", copies[fault]), 120)
+    with pytest.raises(AssertionError, match=re.escape(words)):
+        balancer_of(cluster, "Ingress", copies[fault], seconds=1)
+
+
+def names(account):
+    return {b["DNSName"] for b in account.client("elbv2").describe_load_balancers()["LoadBalancers"]}
+
+
+def target_groups(account, balancer):
+    found = account.client("elbv2").describe_target_groups()["TargetGroups"]
+    return [group for group in found if balancer["LoadBalancerArn"] in group["LoadBalancerArns"]]
+
+
 def test_it_outlives_a_mistake_and_goes_as_the_notes_say(cluster, account, plane, balancer, values):
-    elb = account.client("elbv2")
+    (group,) = target_groups(account, balancer)
     cluster.client.delete("networking.k8s.io/v1", "Ingress", "router", "inference")
 
     log = next(file for file in cluster.logs if file.name == "lbc.log")
     refusal = "deletion_protection is enabled, cannot delete the ingress: router"
     cluster.wait("the controller refuses to delete it", lambda: refusal in log.read_text())
-    assert [b["DNSName"] for b in elb.describe_load_balancers()["LoadBalancers"]] == [balancer["DNSName"]]
+    assert balancer["DNSName"] in names(account)
     unprotect(plane, values)
     plane.remove()
-    cluster.wait("it is gone", lambda: not elb.describe_load_balancers()["LoadBalancers"])
-    assert elb.describe_target_groups()["TargetGroups"] == []
+    cluster.wait("it is gone", lambda: balancer["DNSName"] not in names(account))
+    left = account.client("elbv2").describe_target_groups()["TargetGroups"]
+    assert group["TargetGroupArn"] not in {g["TargetGroupArn"] for g in left}
+
+
+def test_uninstalled_too_early_it_stays_until_somebody_says_that_it_may_go(cluster, account, plane, balancer, values):
+    """As UPGRADING.md says it, after the test before: with a new release and a new load balancer."""
+    plane.upgrade("inference-plane", values, wait=False)
+    name = balancer_of(cluster, "Ingress", "router")
+    with pytest.raises(HelmError, match="router"):
+        plane.helm("uninstall", plane.name, "--wait", "--timeout", "10s")
+    ingress = cluster.client.get("networking.k8s.io/v1", "Ingress", "router", "inference")
+    assert "deletionTimestamp" in ingress["metadata"] and name in names(account)
+    attributes = f"{PREFIX}load-balancer-attributes"
+    said = ingress["metadata"]["annotations"][attributes].replace("protection.enabled=true", "protection.enabled=false")
+    patch = {"metadata": {"annotations": {attributes: said}}}
+    cluster.client.patch("networking.k8s.io/v1", "Ingress", "router", patch, "inference")
+    cluster.wait("it is gone", lambda: name not in names(account))
 
 
 def test_moto_had_an_answer_to_every_call(account, balancer):

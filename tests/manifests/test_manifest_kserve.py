@@ -42,6 +42,15 @@ def test_two_owners_of_the_replicas_are_found(objects):
     assert any("appeal-letters-predictor" in text and "owns replicas" in text for text in findings(objects))
 
 
+@pytest.mark.parametrize("owner", ["hpa", "keda", None])
+def test_kserve_and_the_chart_as_owners_are_found(objects, owner):
+    """Under the default, hpa, KServe makes an autoscaler of its own."""
+    annotations = find(objects, "InferenceService")["metadata"]["annotations"]
+    annotations.pop("serving.kserve.io/autoscalerClass")
+    annotations.update({"serving.kserve.io/autoscalerClass": owner} if owner else {})
+    assert any("appeal-letters-predictor" in text and "2 scalers own it" in text for text in findings(objects))
+
+
 def test_a_pod_that_kubernetes_would_refuse_is_found(objects):
     pod = find(objects, "InferenceService")["spec"]["predictor"]
     pod["containers"][0]["volumeMounts"][0]["name"] = "other"

@@ -220,7 +220,6 @@ spec:
   fallback: {failureThreshold: 2, replicas: 1, behavior: scalingModifiers}
   {{- end }}
   advanced:
-    restoreToOriginalReplicaCount: false
     scalingModifiers:
       {{- if $sleeps }}
       # What wants an engine, wherever it is now, or what the engines have, whichever is more, over what one replica is

@@ -258,11 +258,12 @@ volumes:
 {{- end -}}
 
 {{/*
-The nodes of an engine: those with its accelerator, never Spot for interactive traffic. The weight of a pool says only
-which nodes Karpenter brings; that a batch replica leaves free On-Demand accelerators to others is said here.
+The nodes of an engine: those with its accelerator, never Spot for interactive traffic, and never those of the other
+traffic class: its nodes go, and stay, by other rules. Nodes that somebody else labels without a class are for both.
 */}}
 {{- define "plane.engineAffinity" -}}
 {{- $model := .model -}}
+{{- $batch := eq $model.traffic "batch" -}}
 nodeAffinity:
   requiredDuringSchedulingIgnoredDuringExecution:
     nodeSelectorTerms:
@@ -270,26 +271,23 @@ nodeAffinity:
           - key: {{ .root.Values.instanceFamilyLabel }}
             operator: In
             values: {{ toJson $model.hardware.instanceFamilies }}
-          {{- if eq $model.traffic "interactive" }}
+          - key: inference-plane/traffic
+            operator: NotIn
+            values: [{{ $batch | ternary "interactive" "batch" }}]
+          {{- if not $batch }}
           - key: karpenter.sh/capacity-type
             operator: In
             values: [on-demand, reserved]
           {{- end }}
+  {{- if $batch }}
   preferredDuringSchedulingIgnoredDuringExecution:
-    {{- if eq $model.traffic "batch" }}
     - weight: 100
       preference:
         matchExpressions:
           - key: karpenter.sh/capacity-type
             operator: In
             values: [spot]
-    {{- end }}
-    - weight: 50
-      preference:
-        matchExpressions:
-          - key: inference-plane/traffic
-            operator: In
-            values: [{{ $model.traffic }}]
+  {{- end }}
 {{- end -}}
 
 {{/* The container that copies weights and compiled artifact for Neuron, which cannot stream them. */}}

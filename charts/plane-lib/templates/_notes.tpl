@@ -47,6 +47,10 @@ Risks
   canary    {{ $canary.version }} for {{ int .percent }} % of the requests,
 {{- printf " %s, image %s" (include "plane.notesReplicas" $canary.replicas) $canary.image }}
 {{- end }}
+{{- if include "plane.sleeps" $model }}
+  at zero   the first request starts a replica, which takes some {{ int $model.startSeconds }} s:
+{{- $model.fallback | empty | ternary " it hears 503 with Retry-After" " Amazon Bedrock answers meanwhile" }}
+{{- end }}
 {{ printf "  memory    %.1f of %.1f GiB needed, %.1f GiB for the KV cache" $fit.needGiB $fit.haveGiB $fit.kvGiB }}
 {{ printf "  at once   %d sequences a replica of %d tokens each (worst case),"
      (int $fit.worstCaseConcurrency) (int $model.maxModelLen) }}
@@ -75,7 +79,7 @@ Risks
 {{- range $name, $model := .models -}}
 {{- $entry := get $global.models $name -}}
 {{- $profile := get $global.modelDefaults.profiles ($model.profile | default "") | default dict -}}
-{{- if le (int $model.replicas.min) 1 -}}
+{{- if eq (int $model.replicas.min) 1 -}}
 {{- $single = append $single $name -}}
 {{- end -}}
 {{- if not (or $entry.kvBytesPerToken $profile.kvBytesPerToken) -}}

@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import escape
@@ -57,13 +57,17 @@ class Call:
 
 
 class Account:
-    """A context manager: an account with one Region, which answers at `url` while it is entered."""
+    """A context manager: an account with one Region, which answers at `url` while it is entered.
+
+    `done`, where it is set, is told of each call that is done, before whoever made it hears the answer.
+    """
 
     def __init__(self, region: str) -> None:
         self.region = region
         self.url = f"http://127.0.0.1:{free_port()}"
         self.calls: list[Call] = []
         self.refuse_spot = False
+        self.done: Callable[[Call], None] | None = None
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __enter__(self) -> Account:
@@ -99,6 +103,8 @@ class Account:
         status = int(told[0].split()[0])
         if not environ["PATH_INFO"].startswith("/moto-api"):
             self.calls.append(Call(service, action, status, _error(status, answer, told[1]), parameters))
+            if self.done is not None:
+                self.done(self.calls[-1])
         start_response(told[0], told[1])
         return [answer]
 

@@ -93,18 +93,10 @@ def engine() -> Iterator[Engine]:
     Raises:
         ClusterError: there is none, and none can be started; it says what is missing.
     """
-    if shutil.which("docker") is None:
-        raise ClusterError(
-            "kind runs nodes as containers, and there is no `docker` on PATH. Install Docker, on Debian "
-            "`apt-get install docker.io`; `scripts/cluster up embedded` needs none."
-        )
-    given = Engine(None)
-    try:
-        given.run("version", "--format={{.Server.Version}}")
-    except ClusterError as error:
-        _check(str(error))
-    else:
-        yield given
+    if why := problem():
+        raise ClusterError(why)
+    if _answers(Engine(None)):
+        yield Engine(None)
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "users", "wb") as users:
@@ -116,20 +108,34 @@ def engine() -> Iterator[Engine]:
         yield own
 
 
-def _check(said: str) -> None:
-    """What an engine of our own needs."""
+def problem() -> str:
+    """Why there is no engine, and none can be started; empty where there is one, or could be."""
+    if shutil.which("docker") is None:
+        return (
+            "kind runs nodes as containers, and there is no `docker` on PATH. Install Docker, on Debian "
+            "`apt-get install docker.io`; `scripts/cluster up embedded` needs none."
+        )
+    if _answers(Engine(None)):
+        return ""
     missing = []
     if os.geteuid():
         missing.append("this user is not root, who may start one")
-    if missing_programs := [name for name in ("dockerd", "runc", "iptables") if shutil.which(name) is None]:
-        missing.append(f"{', '.join(missing_programs)} not on PATH (on Debian `apt-get install docker.io iptables`)")
+    if programs := [name for name in ("dockerd", "runc", "iptables") if shutil.which(name) is None]:
+        missing.append(f"{', '.join(programs)} not on PATH (on Debian `apt-get install docker.io iptables`)")
     if "\toverlay\n" not in Path("/proc/filesystems").read_text():
         missing.append("the kernel has no overlayfs (CONFIG_OVERLAY_FS; `modprobe overlay` where it is a module)")
-    if missing:
-        raise ClusterError(
-            f"kind runs nodes as containers, and no Docker engine answers ({said}). None can be started here: "
-            f"{'; '.join(missing)}. Start Docker, or install what is missing and run this as root."
-        )
+    if not missing:
+        return ""
+    return (
+        f"kind runs nodes as containers, and no Docker engine answers to `docker version`. None can be started here: "
+        f"{'; '.join(missing)}. Start Docker, or give what is missing and run this as root."
+    )
+
+
+def _answers(engine: Engine) -> bool:
+    with contextlib.suppress(ClusterError):
+        return bool(engine.run("version", "--format={{.Server.Version}}"))
+    return False
 
 
 def _start(own: Engine) -> None:
@@ -143,10 +149,7 @@ def _start(own: Engine) -> None:
             start_new_session=True,
         )
     deadline = time.monotonic() + READY_SECONDS
-    while True:
-        with contextlib.suppress(ClusterError):
-            own.run("version", "--format={{.Server.Version}}")
-            return
+    while not _answers(own):
         # One that ends at once leaves the engine to another, which was quicker.
         if keeper.poll() or time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-2000:] if log.is_file() else ""

@@ -91,6 +91,18 @@ class Embedded:
             # Pods of a namespace are refused until it is there.
             self._wait(f"{self.server}/api/v1/namespaces/default/serviceaccounts/default")
 
+    def restart(self, name: str) -> None:
+        """Kills a component, as a crash does, and starts it again with the arguments and data that it had.
+
+        Raises:
+            NotReady, TimeoutError: it ended again, or does not answer.
+        """
+        component = next(component for component in self._components if component.name == name)
+        self.running[name].kill()
+        self.processes.stop(self.running[name])
+        self._start(component, tools.build(name))
+        self._wait(component.ready)
+
     def _certify(self) -> None:
         folder = self.folder / "certificates"
         self.authority = Authority(folder)

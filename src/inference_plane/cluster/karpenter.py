@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from urllib3.exceptions import HTTPError
+
 from inference_plane import tools
 from inference_plane.cluster import definitions
 from inference_plane.cluster.aws import Account
@@ -56,13 +58,15 @@ class Kubelets:
     """A context manager: registers a Node, for which KWOK answers, for each instance that Karpenter has launched.
 
     As a kubelet does: with the instance's provider id and addresses, the claim's taints, and as much room as the claim
-    says that its instance type has. Karpenter itself adds the claim's labels. `boot_seconds` pass before.
+    says that its instance type has. Karpenter itself adds the claim's labels. `boot_seconds` pass before; while `starting`
+    is false none registers.
     """
 
     def __init__(self, kubeconfig: Path, account: Account, boot_seconds: float = 0.0) -> None:
         self._client, self._account, self._boot_seconds = Client(kubeconfig), account, boot_seconds
         self._seen: dict[str, float] = {}
         self._stopped = threading.Event()
+        self.starting = True
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.problems: list[str] = []
 
@@ -77,9 +81,12 @@ class Kubelets:
     def _run(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):
             try:
-                self._register()
+                if self.starting:
+                    self._register()
             except Refused as error:
                 self.problems.append(str(error))
+            except HTTPError:
+                pass  # no API server answers: as a kubelet does, it tries again
 
     def _register(self) -> None:
         claims = {

@@ -58,14 +58,24 @@ class Kind:
         return sorted(self._kind("get", "nodes").split())
 
     def load(self, *images: str) -> None:
-        """Gives the engine's images to every worker's kubelet, which then needs no registry for them."""
+        """Gives the engine's images to every worker's kubelet, which then needs no registry for them.
+
+        What they have already is left out, by the images' ids.
+        """
+        record = self.folder / "loaded.json"
+        loaded = json.loads(record.read_text()) if record.is_file() else {}
+        ids = {image: self.engine.run("image", "inspect", "--format={{.Id}}", image) for image in images}
+        new = [image for image in images if loaded.get(image) != ids[image]]
+        if not new:
+            return
         archive = self.folder / "images.tar"
         try:
-            self.engine.run("save", "--output", str(archive), *images)
+            self.engine.run("save", "--output", str(archive), *new)
             workers = [node for node in self.nodes() if not node.endswith("control-plane")]
             self._kind("load", "image-archive", str(archive), "--nodes", ",".join(workers))
         finally:
             archive.unlink(missing_ok=True)
+        record.write_text(json.dumps(loaded | ids))
 
     def network(self) -> str:
         """The addresses of its nodes, as a CIDR."""

@@ -51,9 +51,9 @@ def ordinary(region: str) -> list[dict[str, Any]]:
 
 
 def for_values(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An On-Demand node in each zone for every accelerator that the models of these values use.
+    """A node in each zone for every accelerator and traffic class that the models of these values use.
 
-    With the labels and taints that the default pool of the accelerator for interactive traffic gives.
+    With the labels and taints that their default pool gives, and the capacity that it asks for first.
 
     Raises:
         LookupError: an accelerator, or the largest instance of its family, is not known.
@@ -62,7 +62,7 @@ def for_values(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     ours = values.get("global", {})
     region = ours.get("aws", {}).get("region", "eu-central-1")
     found = []
-    for accelerator in sorted(_used(ours)):
+    for accelerator, traffic in sorted(_used(ours)):
         profile = defaults["accelerators"].get(accelerator, {}) | ours.get("accelerators", {}).get(accelerator, {})
         if "resource" not in profile:
             raise LookupError(f"global.accelerators.{accelerator}: no profile, so no node can be made for it")
@@ -77,14 +77,14 @@ def for_values(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         labels = {
             "karpenter.k8s.aws/instance-family": family,
             "eks.amazonaws.com/instance-family": family,
-            "karpenter.sh/capacity-type": "on-demand",
-            "karpenter.sh/nodepool": f"inference-{accelerator}-interactive",
+            "karpenter.sh/capacity-type": "spot" if traffic == "batch" else "on-demand",
+            "karpenter.sh/nodepool": f"inference-{accelerator}-{traffic}",
             "inference-plane/accelerator": accelerator,
-            "inference-plane/traffic": "interactive",
+            "inference-plane/traffic": traffic,
         }
         taint = "nvidia.com/gpu" if profile["resource"] == NVIDIA else NEURON
         for zone in ZONES:
-            made = node(f"{accelerator}-{zone}", SIZES[family], f"{region}{zone}", labels)
+            made = node(f"{accelerator}-{traffic}-{zone}", SIZES[family], f"{region}{zone}", labels)
             made["spec"] = {"taints": [{"key": taint, "effect": "NoSchedule"}]}
             found.append(made)
     return found
@@ -114,13 +114,15 @@ def node(name: str, size: Size, zone: str, labels: Mapping[str, str] | None = No
     }
 
 
-def _used(ours: Mapping[str, Any]) -> set[str]:
-    """The accelerators of the enabled models, with their profiles and defaults merged in."""
+def _used(ours: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(accelerator, traffic) of the enabled models, with their profiles and defaults merged in."""
     defaults = ours.get("modelDefaults", {})
     profiles = defaults.get("profiles", {})
     found = set()
     for model in ours.get("models", {}).values():
         if model and model.get("enabled", True):
             merged = defaults | profiles.get(model.get("profile"), {}) | model
-            found |= {merged["accelerator"]} if "accelerator" in merged else set()
+            found |= (
+                {(merged["accelerator"], merged.get("traffic", "interactive"))} if "accelerator" in merged else set()
+            )
     return found

@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import affinity, growth, memory, messages, peers, reaction, report, router, soak
+from inference_plane.bench import affinity, generator, growth, memory, messages, peers, reaction, report, router, soak
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -29,8 +29,12 @@ examples:
   scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
+<<<<<<< HEAD
+  scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
+=======
   scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
   scripts/bench suite memory reaction   two of its parts: ten minutes
+>>>>>>> main
 
 Exits 1 when the soak found something that grows or was lost, 2 when something answered anything but 200, did not start,
 or did not render. docs/bench.md says what the figures mean.
@@ -57,13 +61,17 @@ def main(argv: list[str] | None = None) -> int:
     size.set_defaults(measure=measure_growth)
     kept = subjects.add_parser("affinity", help="cached tokens and first tokens by a model's affinity")
     kept.set_defaults(measure=measure_affinity)
+    own = subjects.add_parser("generator", help="how exact the load generator's own times are")
+    own.add_argument("--seconds", type=_within(1, 600), default=30.0, help="of requests (default 30)")
+    own.add_argument("--rate", type=_within(0.1, 1000), default=20.0, help="requests a second (default 20)")
+    own.set_defaults(measure=measure_generator)
     whole = subjects.add_parser("suite", help="growth, reaction, memory and a soak in one run")
     whole.add_argument("parts", metavar="PART", nargs="*", help=f"{', '.join(PARTS)}; default: all, in this order")
     whole.add_argument("--minutes", type=_within(0.5, 1440), default=30.0, help="of the soak (default 30)")
     whole.add_argument("--rate", type=_within(0.1, 200), default=10.0, help="clients a second of the soak (default 10)")
     whole.add_argument("--rounds", type=_within(1, 50), default=3, help="of growth and reaction (default 3)")
     whole.set_defaults(measure=measure_suite)
-    for subject in (costs, size, kept, whole):
+    for subject in (costs, size, kept, own, whole):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     if unknown := sorted(set(vars(arguments).get("parts", ())) - set(PARTS)):
@@ -183,6 +191,17 @@ def measure_suite(arguments: argparse.Namespace, progress: Callable[[str], None]
         {"machine": began, **{name: shown.document for name, shown in found.items()}},
         rich.console.Group(*(shown.table for shown in found.values()), machine),
         max(shown.status for shown in found.values()))
+
+
+def measure_generator(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    rows, facts = generator.measure(seconds=arguments.seconds, rate=arguments.rate, progress=progress)
+    machine = router.machine()
+    note = (
+        f"{facts['requests']} streams of {generator.TOKENS} tokens, {facts['rate']:g} a second. The generator sent at most "
+        f"{facts['late_max_ms']:.1f} ms late; its loop was late by {facts['lag_p50_ms']:.1f} ms (p50), "
+        f"{facts['lag_p99_ms']:.1f} ms (p99). {machine['cpus']} x {machine['cpu']}, load {machine['load_average']:.1f}.")
+    document = {"machine": machine, **facts, "rows": [dataclasses.asdict(row) for row in rows]}
+    return Shown(document, generator.table(rows, facts, note))
 
 
 def caption(machine: dict[str, object], seconds: float, rounds: int) -> str:

@@ -85,23 +85,35 @@ def _parser() -> argparse.ArgumentParser:
         help="demo (the plane on this machine, the default), elastic (with real control loops), or a URL without /v1",
     )
     for name, seconds in vars(Times()).items():
-        parser.add_argument(f"--{name}-seconds", dest=name, type=float, default=seconds, help=f"elastic: {TIMES[name]} ({seconds:g})")
-    parser.add_argument("--dry-run", action="store_true", help="print the curve and what would be sent, and send nothing")
+        parser.add_argument(
+            f"--{name}-seconds", dest=name, type=float, default=seconds, help=f"elastic: {TIMES[name]} ({seconds:g})"
+        )
     parser.add_argument(
-        "--token-file", action="append", default=[], metavar="[TENANT=]FILE", help="a bearer token, for one tenant or all"
+        "--dry-run", action="store_true", help="print the curve and what would be sent, and send nothing"
+    )
+    parser.add_argument(
+        "--token-file",
+        action="append",
+        default=[],
+        metavar="[TENANT=]FILE",
+        help="a bearer token, for one tenant or all",
     )
     parser.add_argument("--ca-file", type=Path, metavar="FILE", help="who vouches for the target's certificate (PEM)")
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME=NAME", help="what the target calls a model of the profile"
     )
     parser.add_argument(
-        "--driver", metavar="COMMAND", help="acts on the profile's events: `COMMAND marks` lists them, `COMMAND act MARK`"
+        "--driver",
+        metavar="COMMAND",
+        help="acts on the profile's events: `COMMAND marks` lists them, `COMMAND act MARK`",
     )
     parser.add_argument("--time-scale", type=_positive, default=1.0, help="compress curve and events so many times")
     parser.add_argument("--rate-scale", type=_positive, default=1.0, help="multiply the requests a second")
     parser.add_argument("--seed", type=int, help="in place of the profile's")
     parser.add_argument("--users", type=int, help="requests under way at once, in place of the profile's")
-    for kind, what in zip(WRITERS, ("all measures", "a row a request", "one page with plots", "the timeline"), strict=True):
+    for kind, what in zip(
+        WRITERS, ("all measures", "a row a request", "one page with plots", "the timeline"), strict=True
+    ):
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write {what}")
     parser.add_argument("--keep-logs", metavar="DIR", type=Path, help="keep logs and samples there")
     return parser
@@ -111,6 +123,10 @@ def _run(
     arguments: argparse.Namespace, profile: profiles.Profile, source: Path, folder: Path, console: rich.console.Console
 ) -> int:
     models = _pairs("--model", arguments.model)
+    if arguments.target not in ("demo", "elastic") and not arguments.target.startswith(("http://", "https://")):
+        raise targets.TargetError(
+            f"--target {arguments.target}: is neither demo nor elastic nor a URL. Set http://... or https://..."
+        )
     with contextlib.ExitStack() as stack:
         step = functools.partial(_step, console)
         plane: targets.Plane | Loop | None = None
@@ -125,7 +141,8 @@ def _run(
             driver = plane.driver if isinstance(plane, Loop) else marks.PlaneDriver(plane)
         if unknown := drive.unknown(profile, driver):
             raise targets.TargetError(
-                f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would be lines "
+                f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would "
+                "be lines "
                 f"in a plot, and their thresholds about nothing. Set --driver to a command that knows them"
                 + (f"; this one knows {', '.join(driver.marks)}" if driver.marks else "")
             )
@@ -135,7 +152,7 @@ def _run(
             tokens = {tenant: plane.token(tenant) for tenant in profile.tenants}
         else:
             url = arguments.target.rstrip("/")
-            tokens = {tenant: Path(file).read_text().strip() for tenant, file in _tokens(arguments.token_file).items()}
+            tokens = _tokens(arguments.token_file)
             processes = stack.enter_context(Processes())
         for tenant, wanted in profile.asks().items():
             token = tokens.get(tenant) or tokens.get("")
@@ -157,6 +174,9 @@ def _run(
             )
         compared = router.compare(outcome.samples, router.of(plane.router)) if plane else None
     verdicts = thresholds.judge(profile, outcome.samples)
+    if plane:
+        # By content, whatever a profile demands: an answer does not tell where its prompt has been.
+        verdicts.append(thresholds.nothing_left(plane.restricted.count))
     fleet = watch.document(plane.fleet(), outcome.began) if isinstance(plane, Loop) else ()
     made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
     print(report.text(made))
@@ -183,12 +203,24 @@ def _enter(command: list[str]) -> None:
 def _pairs(option: str, given: list[str]) -> dict[str, str]:
     for each in given:
         if "=" not in each:
-            raise targets.TargetError(f"{option} {each}: is no NAME=NAME. Set the profile's name first, then the target's")
+            raise targets.TargetError(
+                f"{option} {each}: is no NAME=NAME. Set the profile's name first, then the target's"
+            )
     return dict(each.split("=", 1) for each in given)
 
 
 def _tokens(given: list[str]) -> dict[str, str]:
-    return {tenant: file for tenant, _, file in (each.rpartition("=") for each in given)}
+    """The tokens by tenant, "" for all others."""
+    found = {}
+    for tenant, _, file in (each.rpartition("=") for each in given):
+        try:
+            found[tenant] = Path(file).read_text().strip()
+        except OSError as error:
+            raise targets.TargetError(
+                f"--token-file {file}: cannot be read: {error.strerror}. Set FILE, or TENANT=FILE, of a file with a "
+                "token"
+            ) from None
+    return found
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ import sys
 import time
 
 from inference_plane import tools
-from inference_plane.cluster import embedded
 from inference_plane.checkout import ROOT
+from inference_plane.cluster import docker, embedded, keda, node_image
 from inference_plane.manifests.crds import CRDError
 
 #: Each layer: the paths under tests/ that pytest runs, and what they catch.
@@ -29,8 +29,10 @@ LAYERS = {
     "alerts": (("alerts",), "alerts that stay silent, or fire for nothing: Prometheus' own engine on the rules"),
     "router": (("router", "demo"), "lost requests, leaks, wrong accounting: real Envoy on the rendered files"),
     "budgets": (("budgets",), "budgets that charge wrong or refuse wrong: the real rate-limit service, built once"),
+    "load": (("load",), "load that is not its profile's, or is measured wrong: locust at engines and at the whole plane"),
     "lint": (("lint",), "what chart-testing and actionlint refuse, both built once from Go modules"),
     "cluster": (("cluster",), "what only an API server and its controllers would say: a control plane as processes"),
+    "kind": (("kind",), "what only real pods show: the local environment served on a cluster of kind, and its network"),
 }
 
 #: The tools that layers build once, into .cache.
@@ -38,19 +40,19 @@ BUILDS = {
     "alerts": ("promtool",),
     "lint": ("ct", "actionlint"),
     "budgets": ("ratelimit",),
-    "cluster": (*embedded.TOOLS, "karpenter", "lbc", "kserve"),
+    "cluster": (*embedded.TOOLS, "karpenter", "lbc", "kserve", *keda.TOOLS),
+    "kind": ("kind", "ct"),
 }
 
-#: Layers that run by themselves only where their tools are built: the first build takes longer than all other layers.
-LATE = {"cluster"}
+#: Layers that run by themselves only where these tools are built: the first build takes longer than all other layers.
+#: A node's own are built only where no registry gives a node image.
+LATE = {"cluster": BUILDS["cluster"], "kind": (*BUILDS["kind"], *node_image.TOOLS)}
+
+#: Why a layer cannot run on this machine, or an empty text.
+CANNOT = {"kind": docker.problem}
 
 #: How long that is, from nothing and on two cores.
-LONG = "some 25 minutes"
-
-#: Layers of the design that are not here, and why: printed, so that nobody takes green for more than it is.
-LEFT_OUT = {
-    "load": "load profiles do not exist yet; scripts/bench measures the router's cost",
-}
+LONG = "some 35 minutes"
 
 
 def main() -> int:
@@ -69,19 +71,19 @@ def main() -> int:
 
     chosen = []
     for name, (_, catches) in LAYERS.items():
-        unbuilt = [tool for tool in BUILDS.get(name, ()) if not tools.path(tool).is_file()]
+        unbuilt = _unbuilt(BUILDS.get(name, ()))
         if arguments.layers and name not in arguments.layers:
             print(f"not run {name}: not asked for")
         elif arguments.fast and unbuilt:
             takes = " and ".join(tools.TOOLS[tool].takes for tool in unbuilt)
             print(f"not run {name}: --fast builds nothing; ./scripts/test {name} builds {', '.join(unbuilt)}, {takes}")
-        elif name in LATE and unbuilt and not arguments.full and name not in arguments.layers:
-            print(f"not run {name}: {', '.join(unbuilt)} not built yet; --full builds them, once: {LONG}")
+        elif name in LATE and (late := _unbuilt(LATE[name])) and not arguments.full and name not in arguments.layers:
+            print(f"not run {name}: {', '.join(late)} not built yet; --full builds them, once: {LONG}")
+        elif name in CANNOT and name not in arguments.layers and (why := CANNOT[name]()):
+            print(f"not run {name}: {why}")
         else:
             print(f"layer {name}: {catches}")
             chosen.append(name)
-    for name, reason in LEFT_OUT.items():
-        print(f"not run {name}: {reason}")
     sys.stdout.flush()
     if not chosen:
         parser.error("no layer is left to run")
@@ -99,6 +101,10 @@ def main() -> int:
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     print(f"{'green' if status == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s")
     return status
+
+
+def _unbuilt(names: tuple[str, ...]) -> list[str]:
+    return [tool for tool in names if not tools.path(tool).is_file()]
 
 
 if __name__ == "__main__":

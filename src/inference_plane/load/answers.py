@@ -67,7 +67,9 @@ def _said(event: Mapping[str, Any]) -> tuple[str, str | None]:
     text, token = "", None
     for choice in event.get("choices") or []:
         delta = choice.get("delta") or {}
-        text += delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or choice.get("text") or ""
+        text += (
+            delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or choice.get("text") or ""
+        )
         if "role" not in delta:
             token = ""
     return text, token

@@ -29,7 +29,9 @@ def text(profile: Profile) -> str:
         names = [name for at, name in starts.items() if start <= at < end]
         names += [f"<{event.mark}>" for event in profile.events if start <= event.at < end]
         bar = "#" * round(WIDTH * rate / top) if top else ""
-        lines.append(f"{start:8.1f}s  {rate:10.2f}  {count:8.1f}  {due[row]:7}  {bar:{WIDTH}} {' '.join(names)}".rstrip())
+        lines.append(
+            f"{start:8.1f}s  {rate:10.2f}  {count:8.1f}  {due[row]:7}  {bar:{WIDTH}} {' '.join(names)}".rstrip()
+        )
     return "\n".join([*lines, "", *_totals(profile, requests)])
 
 
@@ -37,13 +39,16 @@ def _totals(profile: Profile, requests: list[plan.Planned]) -> list[str]:
     kinds = Counter(request.kind for request in requests)
     leaving = sum(request.cancel_after is not None for request in requests)
     return [
-        f"{len(requests)} requests in {profile.seconds:g} s ({plan.expected(profile.curve):.1f} expected, {profile.pacing}, "
+        f"{len(requests)} requests in {profile.seconds:g} s ({plan.expected(profile.curve):.1f} expected, "
+        f"{profile.pacing}, "
         f"seed {profile.seed}), by at most {profile.users} users at once",
-        "of them " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        "of them "
+        + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         + f"; {sum(request.stream for request in requests)} streams, {leaving} that leave early, "
         f"{len({request.conversation for request in requests})} conversations, "
         f"{sum(request.restricted for request in requests)} restricted",
-        f"about {sum(request.prompt for request in requests)} tokens of prompts, without what conversations repeat, and at "
+        f"about {sum(request.prompt for request in requests)} tokens of prompts, without what conversations repeat, "
+        "and at "
         f"most {sum(request.output for request in requests)} of answers",
         *(f"at {event.at:g} s: {event.mark}" for event in profile.events),
     ]

@@ -114,7 +114,13 @@ class Run:
             for (name, kind), entry in environment.stats.entries.items()
             if kind == "METRIC" and entry.num_requests
         }
-        said = {"users": self.profile.users, "busy": self.most, "lags": self.lags, "cpu": time.process_time(), "stats": stats}
+        said = {
+            "users": self.profile.users,
+            "busy": self.most,
+            "lags": self.lags,
+            "cpu": time.process_time(),
+            "stats": stats,
+        }
         (self.folder / "generator.json").write_text(json.dumps(said))
 
 
@@ -176,9 +182,13 @@ class Client(User):
             self._tell(sample)
 
     def _ask(self, each: plan.Planned, sample: Sample) -> None:
-        messages = [*run.texts.get(each.conversation, []), {"role": "user", "content": plan.prompt(each, run.profile.seed)}]
+        messages = [
+            *run.texts.get(each.conversation, []),
+            {"role": "user", "content": plan.prompt(each, run.profile.seed)},
+        ]
         body = json.dumps(_body(each, sample.model, messages)).encode()
-        headers = {"content-type": "application/json"}
+        # By which a model with `affinity: session` finds the engine that has the conversation's beginning.
+        headers = {"content-type": "application/json", "x-session-id": f"{run.profile.seed}-{each.conversation}"}
         if token := run.tokens.get(each.tenant) or run.tokens.get(""):
             headers["authorization"] = f"Bearer {token}"
         if each.residency:
@@ -244,7 +254,12 @@ class Client(User):
         for name, value in (("ttft", sample.first), ("tpot", sample.tpot), ("e2e", sample.total)):
             if value is not None and sample.outcome == ANSWERED:
                 fire(
-                    request_type="METRIC", name=name, response_time=value * 1e3, response_length=0, exception=None, context={}
+                    request_type="METRIC",
+                    name=name,
+                    response_time=value * 1e3,
+                    response_length=0,
+                    exception=None,
+                    context={},
                 )
 
 

@@ -37,7 +37,7 @@ class PlaneDriver:
         self._acts[mark]()
 
     def _rollout(self) -> None:
-        """Every engine is replaced, one after the other: the new one is listed before the old one leaves (maxSurge 1)."""
+        """Every engine is replaced, one by one: the new one is listed before the old one leaves (maxSurge 1)."""
         for model, pods in self._plane.pods.items():
             for address in list(pods):
                 self._start(model)
@@ -52,7 +52,9 @@ class PlaneDriver:
 
     def _lose_zone(self) -> None:
         """Half of the engines are gone without a word; others come later."""
-        gone = [(model, address) for model, pods in self._plane.pods.items() for address in list(pods)[: len(pods) // 2]]
+        gone = [
+            (model, address) for model, pods in self._plane.pods.items() for address in list(pods)[: len(pods) // 2]
+        ]
         for model, address in gone:
             self._plane.pods[model][address].kill()
         self._wait(UNREACHABLE)
@@ -107,10 +109,13 @@ class CommandDriver:
         try:
             done = subprocess.run([*self._command, *words], capture_output=True, text=True, check=False)
         except OSError as error:
-            raise TargetError(f"--driver: {line} cannot be run: {error.strerror}. Set a command that this machine has") from None
+            raise TargetError(
+                f"--driver: {line} cannot be run: {error.strerror}. Set a command that this machine has"
+            ) from None
         if done.returncode:
             raise TargetError(
-                f"--driver: {line} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}. A driver prints "
+                f"--driver: {line} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}. A "
+                "driver prints "
                 "what it knows for `marks`, and returns 0 for `act MARK` when that is done"
             )
         return done.stdout

@@ -13,7 +13,7 @@ import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from .profiles import Kind, Phase, Profile, Spread
+from .profiles import Phase, Profile, Spread
 
 _NORMAL = statistics.NormalDist()
 
@@ -22,9 +22,9 @@ _NORMAL = statistics.NormalDist()
 class Planned:
     """One request. `due` is in seconds from the beginning; lengths are in tokens.
 
-    `conversation` and `turn` (from 1) say what it follows; `shared` tokens of its prompt are those of text `text` of its
-    kind. `cancel_after` is in seconds from sending, None for a client that stays. `residency` "" sends no header; what is
-    `restricted` must not leave the cluster, and says so in its prompt.
+    `conversation` and `turn` (from 1) say what it follows; `shared` tokens of its prompt are those of text `text` of
+    its kind. `cancel_after` is in seconds from sending, None for a client that stays. `residency` "" sends no header;
+    what is `restricted` must not leave the cluster, and says so in its prompt.
     """
 
     number: int
@@ -175,14 +175,20 @@ def _one(weights: Mapping[str, float], chance: random.Random) -> str:
 #: Common English words, each one token with the space before it in the tokenizers of today's models, as a rule: a
 #: prompt has about as many tokens as words. What the server counted is in the report.
 WORDS = (
-    "the of and to in for is on that by this with you it not or be are from at as your all have new more an was we will "
-    "home can us about if page my has search free but our one other do no information time they site he up may what which "
-    "their news out use any there see only so his when contact here business who web also now help get view online first "
+    "the of and to in for is on that by this with you it not or be are from at as your all have new more an was we "
+    "will "
+    "home can us about if page my has search free but our one other do no information time they site he up may what "
+    "which "
+    "their news out use any there see only so his when contact here business who web also now help get view online "
+    "first "
     "been would how were services some these click its like service than find price date back top people had list name "
-    "just over state year day into email two health world next used go work last most music data make them should product "
-    "system post her city add policy number such please available copyright support message after best software then good "
+    "just over state year day into email two health world next used go work last most music data make them should "
+    "product "
+    "system post her city add policy number such please available copyright support message after best software "
+    "then good "
     "well where info rights public books high school through each links she review years order very privacy book items "
-    "company read group need many user said does set under general research university mail full map reviews program life"
+    "company read group need many user said does set under general research university mail full map reviews "
+    "program life"
 ).split()
 
 

@@ -39,7 +39,7 @@ class ProfileError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Lognormal between `least` and `most` (None: no end), with that median and 95th percentile before they are cut off."""
+    """Lognormal, with that median and 95th percentile, then cut off below `least` and above `most` (None: no end)."""
 
     median: float
     p95: float
@@ -93,7 +93,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """What has to be true of a measure at the end. Bounds are in seconds for times, in shares of 1 or in counts else."""
+    """What has to be true of a measure at the end. Bounds are in seconds of times, else shares of 1 or counts."""
 
     measure: str
     percentile: float | None
@@ -140,8 +140,8 @@ class Profile:
     def scaled(self, time: float = 1.0, rate: float = 1.0) -> Profile:
         """The same in a `time`-th of the time, with `rate` times the requests a second.
 
-        Curve and events are compressed. Lengths, think times, cancellations, SLO and thresholds are not: an answer takes
-        as long as it takes.
+        Curve and events are compressed. Lengths, think times, cancellations, SLO and thresholds are not: an answer
+        takes as long as it takes.
         """
         curve = tuple(
             dataclasses.replace(phase, seconds=phase.seconds / time, rate=phase.rate * rate, to=phase.to * rate)
@@ -166,7 +166,8 @@ def find(profile: str) -> Path:
         if path.is_file():
             return path
     raise ProfileError(
-        f"no profile {profile!r}. Profiles (tests/load/profiles/*.yaml): {', '.join(names())}. Name one of them, or give "
+        f"no profile {profile!r}. Profiles (tests/load/profiles/*.yaml): {', '.join(names())}. Name one of them, or "
+        "give "
         "the path of a file."
     )
 
@@ -213,7 +214,9 @@ def parse(document: Any, name: str, source: str) -> Profile:
         timeout=seconds(document.get("timeout", "600s")),
         slo={measure: seconds(bound) for measure, bound in document["slo"].items()},
         events=tuple(
-            sorted((Event(seconds(each["at"]), each["mark"]) for each in document.get("events", [])), key=lambda e: e.at)
+            sorted(
+                (Event(seconds(each["at"]), each["mark"]) for each in document.get("events", [])), key=lambda e: e.at
+            )
         ),
         thresholds=tuple(
             Threshold(
@@ -289,7 +292,9 @@ def _shape(document: Any) -> Iterator[str]:
 def _expected(error: jsonschema.ValidationError) -> str:
     if error.validator in ("oneOf", "anyOf"):
         wanted = error.schema.get("description") or " or ".join(
-            each.get("description") or each.get("type") or schema()["$defs"][each["$ref"].rsplit("/", 1)[-1]]["description"]
+            each.get("description")
+            or each.get("type")
+            or schema()["$defs"][each["$ref"].rsplit("/", 1)[-1]]["description"]
             for each in error.validator_value
         )
         # The variant that the value is meant to be says more than "none fits".
@@ -359,15 +364,24 @@ def _threshold(path: str, each: Mapping[str, Any], document: Mapping[str, Any], 
             continue
         if isinstance(bound, str) != (measure in TIMES):
             yield f"{path}.{key}: {bound!r} is not in the measure's unit. Set " + (
-                "a duration, such as 2s" if measure in TIMES else "a share of 1, such as 0.01" if measure in SHARES else "a count"
+                "a duration, such as 2s"
+                if measure in TIMES
+                else "a share of 1, such as 0.01"
+                if measure in SHARES
+                else "a count"
             )
         elif measure in SHARES and bound > 1:
             yield f"{path}.{key}: {bound} is above 1, and {measure} is a share of all. Set at most 1"
-    known = {"request": set(document["requests"]), "phase": phases, "model": {e["model"] for e in document["requests"].values()}}
+    known = {
+        "request": set(document["requests"]),
+        "phase": phases,
+        "model": {e["model"] for e in document["requests"].values()},
+    }
     for what, wanted in each.get("where", {}).items():
         if what in known and (strangers := [name for name in wanted if name not in known[what]]):
             yield (
-                f"{path}.where.{what}: the profile has no {', '.join(strangers)}. It would never be judged. Set some of "
+                f"{path}.where.{what}: the profile has no {', '.join(strangers)}. It would never be judged. Set "
+                "some of "
                 f"{', '.join(sorted(known[what]))}"
             )
     if measure == "goodput" and not document["slo"]:

@@ -122,7 +122,8 @@ def _time(times: Mapping[str, float] | None, key: str, scale: float) -> str:
 def _lines(made: Mapping[str, Any]) -> list[str]:
     whole, generator, compared = made["measures"]["all"], made["generator"], made["router"]
     lines = [
-        f"{whole['requests_per_second']:.2f} requests/s answered, {whole['good_requests_per_second']:.2f} of them good; "
+        f"{whole['requests_per_second']:.2f} requests/s answered, {whole['good_requests_per_second']:.2f} of them "
+        "good; "
         f"{whole['prompt_tokens_per_second']:.0f} tokens/s in, {whole['completion_tokens_per_second']:.0f} out",
     ]
     if whole["errors"]:
@@ -130,17 +131,21 @@ def _lines(made: Mapping[str, Any]) -> list[str]:
     if whole["refusals"]:
         lines.append(
             f"refused {whole['refusals']} times with 429 or 503, {_share(whole['withoutRetryAfter'])} of them without "
-            f"Retry-After; {whole['retried']} requests came again after it, {whole['retried_and_answered']} were answered"
+            f"Retry-After; {whole['retried']} requests came again after it, {whole['retried_and_answered']} were "
+            "answered"
         )
     lag = generator["lag_seconds"]
     lines.append(
-        f"generator: {generator['most_under_way']} of {generator['users']} users under way at most; its loop was late by "
+        f"generator: {generator['most_under_way']} of {generator['users']} users under way at most; its loop was "
+        "late by "
         f"{lag['p50'] * 1e3:.1f} ms (p50), {lag['p99'] * 1e3:.1f} ms (p99): no time is more exact"
     )
     if generator["late_requests"] or whole["outcomes"][UNSENT]:
         lines.append(
-            f"OPEN LOOP NOT KEPT: {generator['late_requests']} requests went out more than {measures.TOLERANCE:g} s late, by up "
-            f"to {generator['late_seconds_max']:.1f} s, and {whole['outcomes'][UNSENT]} not at all. Waiting is hidden in them. "
+            f"OPEN LOOP NOT KEPT: {generator['late_requests']} requests went out more than {measures.TOLERANCE:g} s "
+            "late, by up "
+            f"to {generator['late_seconds_max']:.1f} s, and {whole['outcomes'][UNSENT]} not at all. Waiting is "
+            "hidden in them. "
             "Set --users higher, or send less from this machine"
         )
     if compared is None:
@@ -183,7 +188,7 @@ def write_png(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], pr
     """The timeline alone."""
     from . import plots  # a second and 60 MB: only who draws pays it
 
-    plots.timeline(made).savefig(path, dpi=110)
+    plots.timeline(made).savefig(path, format="png", dpi=110)
 
 
 def write_html(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
@@ -209,7 +214,8 @@ def page(made: Mapping[str, Any], pictures: str) -> str:
 <style>
 body {{font: 14px/1.4 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem}}
 table {{border-collapse: collapse; margin: 1rem 0}} td, th {{padding: .15rem .6rem; border-bottom: 1px solid #ddd}}
-td + td, th + th {{text-align: right}} .broken {{background: #fdd}} svg {{max-width: 100%; height: auto}} pre {{overflow: auto}}
+td + td, th + th {{text-align: right}} .broken {{background: #fdd}} pre {{overflow: auto}}
+svg {{max-width: 100%; height: auto}}
 </style>
 <h1>{name}</h1>
 <p>{html.escape(made["profile"]["description"])} Target {html.escape(made["target"])}, {began:%Y-%m-%d %H:%M} UTC,

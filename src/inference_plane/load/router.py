@@ -1,4 +1,5 @@
-"""What clients saw beside what the router says of the same requests: its audit lines of type `end`, by request id. Pure.
+"""What clients saw beside what the router says of the same requests: its audit lines of type `end`, by request id.
+Pure.
 
 A difference is either a clock's (the router sees a request later and its end earlier than the client) or something that
 one of them does not know; each is counted and said.

@@ -67,7 +67,8 @@ class Restricted(deque[Call]):
 
 
 class Plane(contextlib.ExitStack):
-    """A context manager: the rendered plane on this machine, as `scripts/demo` has it, with engines that keep vLLM's time.
+    """A context manager: the rendered plane on this machine, as `scripts/demo` has it, with engines that keep vLLM's
+    time.
 
     Real: Helm's render of values/local.yaml, Envoy, the policy service, the engines' middleware, admission and queues.
     Stand in: the time that a step takes (onehost/timed.py), Amazon Bedrock, Kubernetes, the issuer of tokens. `step` is
@@ -200,14 +201,16 @@ def check(url: str, models: Iterable[str], token: str | None, get: Callable[...,
         return f"{url}/v1/models answers {error.code}: whether it has the profile's models is not known"
     except (urllib.error.URLError, OSError) as error:
         raise TargetError(
-            f"{url}: does not answer ({getattr(error, 'reason', error)}). Set --target to an endpoint that this machine "
+            f"{url}: does not answer ({getattr(error, 'reason', error)}). Set --target to an endpoint that this "
+            "machine "
             "reaches, without /v1"
         ) from None
     except (ValueError, KeyError, TypeError):
         return f"{url}/v1/models is no list of models: whether it has the profile's is not known"
     if missing := sorted(set(models) - known):
         raise TargetError(
-            f"{url}: has no model {', '.join(missing)}, only {', '.join(sorted(known)) or 'none'}. Every request for it "
+            f"{url}: has no model {', '.join(missing)}, only {', '.join(sorted(known)) or 'none'}. Every request "
+            "for it "
             f"would be a 404. Set --model {missing[0]}=NAME"
         )
     return None

@@ -28,6 +28,11 @@ def judge(profile: Profile, samples: Sequence[Sample]) -> list[Verdict]:
     return [_judge(each, [*_chosen(each, samples)], profile) for each in profile.thresholds]
 
 
+def nothing_left(prompts: int) -> Verdict:
+    """Of restricted prompts that were found outside by their content."""
+    return Verdict("restricted prompts at Amazon Bedrock's stand-in at most 0", prompts, prompts == 0)
+
+
 def named(threshold: Threshold) -> str:
     """As a line names it, such as `ttft p95 at most 2 s where model is a or b`."""
     unit = " s" if threshold.measure in TIMES else ""

@@ -19,6 +19,9 @@ import uvicorn
 import watchfiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+#: JSON as vLLM writes it. One encoder for all, because `json.dumps` would make one for each event.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -240,7 +243,7 @@ async def send_json(
 ) -> None:
     """One whole response. `value` may also be bytes or str, which go out as they are."""
     if not isinstance(value, bytes | str):
-        value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        value = _encode(value)
     body = value.encode() if isinstance(value, str) else value
     await send_start(send, status, content_type, {"content-length": str(len(body)), **(headers or {})})
     await send({"type": "http.response.body", "body": body})
@@ -262,7 +265,7 @@ async def send_start(send: Send, status: int, content_type: str, headers: Mappin
 
 async def send_event(send: Send, value: object) -> None:
     """One server-sent event with a JSON value, or with text as it is."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = value if isinstance(value, str) else _encode(value)
     await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
 
 

@@ -37,14 +37,15 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast an engine is. The defaults are about those of Qwen2.5-7B in bf16 on one accelerator of 48 GB (RTX A6000).
+    """How fast an engine is. The defaults are about those of Qwen2.5-7B in bf16 on an RTX A6000 of 48 GB.
 
-    `step_seconds` and `sequence_seconds` are fitted to a published sweep in vLLM 0.23 (time per output token 21.9 ms with
-    1 stream, 22.3 with 8, 27.5 with 64, 36.0 with 128):
+    `step_seconds` and `sequence_seconds` are fitted to a published sweep in vLLM 0.23 (time per output token 21.9 ms
+    with 1 stream, 22.3 with 8, 27.5 with 64, 36.0 with 128):
     https://ld-singh.github.io/ai-factory-ops-lab/portfolio-lab/06-validation-reports/inference-benchmark-report/
     `prefill_tokens_per_second` is an estimate: 2 FLOP a parameter (7.6 B) and token, at half of the 154.8 TFLOP/s that
-    NVIDIA states for dense bf16. `max_num_batched_tokens` is vLLM's own default. `cached_tokens` is what the prefix cache
-    holds: 0.9 x 48 GB without 15.2 GB of weights and 2 GB more, at 56 KiB a token (28 layers x 4 KV heads x 128 x 2 x 2).
+    NVIDIA states for dense bf16. `max_num_batched_tokens` is vLLM's own default. `cached_tokens` is what the prefix
+    cache holds: 0.9 x 48 GB without 15.2 GB of weights and 2 GB more, at 56 KiB a token (28 layers x 4 KV heads x 128
+    x 2 x 2).
     """
 
     step_seconds: float = 0.0217
@@ -146,7 +147,7 @@ class Timed:
                 self._running.remove(sequence)
 
     async def _steps(self) -> None:
-        """One step after the other while anything runs. They keep their own time, so that a late timer adds up to nothing."""
+        """One step after the other while anything runs, by their own clock: late timers do not add up."""
         clock = time.monotonic()
         while self._running:
             now = step(self._running, self.speed)
@@ -237,7 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-num-queued-reqs", type=int, default=0, help="running plus waiting; 0: no limit")
     parser.add_argument("--max-model-len", type=int, default=16384)
     parser.add_argument("--middleware", help="a Python file with the class PlaneMiddleware")
-    parser.add_argument("--load-seconds", type=float, default=0.0, help="until it listens: weights, compilation, graphs")
+    parser.add_argument(
+        "--load-seconds", type=float, default=0.0, help="until it listens: weights, compilation, graphs"
+    )
     parser.add_argument("--control-port", type=int, help="GET the state, POST changes of behaviour")
     for name, value in vars(Speed()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
