@@ -223,14 +223,17 @@ def test_what_takes_long_to_build_waits_until_it_is_asked_for(
     monkeypatch.setattr(suite.tools, "build", lambda tool: ran.append(tool))
     done = SimpleNamespace(returncode=0)
     monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: ran.append(command) or done)
+    monkeypatch.setattr(suite, "CANNOT", {"kind": lambda: "no Docker here"})
     monkeypatch.setattr("sys.argv", ["test"])
     assert suite.main() == 0
-    assert "not run cluster: etcd, kube-apiserver, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not run cluster: etcd, kube-apiserver, " in said and "not run kind: kind, ct, containerd, " in said
     assert "tests/cluster" not in ran[-1] and "etcd" not in ran
     for words in (["--full"], ["cluster"]):
         monkeypatch.setattr("sys.argv", ["test", *words])
-        assert suite.main() == 0 and "tests/cluster" in ran[-1] and "etcd" in ran
+        assert suite.main() == 0 and "tests/cluster" in ran[-1] and "etcd" in ran and "tests/kind" not in ran[-1]
         ran.clear()
+    assert "not run kind: no Docker here" in capsys.readouterr().out
     for tool in suite.BUILDS["cluster"]:
         (tmp_path / tool).touch()
     monkeypatch.setattr("sys.argv", ["test"])

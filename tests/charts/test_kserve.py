@@ -206,7 +206,7 @@ def test_knative_is_refused_with_the_reason():
         "an old revision's pods as "
         "long as requests reach them, and the router sends to every ready pod, so that no rollout "
         "would end; it takes no "
-        "preStop hook and no grace period either. Set deploymentMode: Standard."
+        "preStop hook and no grace period either. Set deploymentMode: Standard, with replicas.min: 0 to scale to zero."
     ]
     assert render({"deploymentMode": "Standard"}).text == render().text
 

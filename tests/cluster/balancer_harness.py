@@ -122,6 +122,20 @@ def differences(values, account, name):
     ]
 
 
+def agree(cluster, account, values, name, apart=frozenset()):
+    """Waits until the load balancer of a name differs from the values in these points alone; else fails with all."""
+    last = []
+
+    def settled():
+        last[:] = differences(values, account, name)
+        return {line.partition(":")[0] for line in last} == apart
+
+    try:
+        cluster.wait(f"{name} differs in {sorted(apart) or 'nothing'}", settled)
+    except AssertionError as error:
+        raise AssertionError("\n".join([*last, str(error)])) from None
+
+
 def hostname(o):
     """The name of the load balancer of an Ingress or a Gateway; empty where it has none."""
     status = o.get("status", {})

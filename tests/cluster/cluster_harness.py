@@ -15,7 +15,7 @@ from inference_plane.cluster import diagnose, nodes
 from inference_plane.cluster.client import Client
 from inference_plane.cluster.embedded import Embedded
 
-HELM_SECONDS = 180
+HELM_SECONDS = 300
 
 
 @dataclasses.dataclass
@@ -32,7 +32,7 @@ class Cluster:
     def report(self):
         return diagnose.report(self.client, self.logs)
 
-    def wait(self, what, check, seconds=60):
+    def wait(self, what, check, seconds=180):
         """The first true answer of `check`; fails with `what`, its last answer, and what is amiss on the cluster."""
         deadline = time.monotonic() + seconds
         while not (answer := check()):

@@ -3,7 +3,8 @@
 import contextlib
 
 from inference_plane.cluster import karpenter
-from inference_plane.cluster.diagnose import ready
+from inference_plane.cluster.client import Refused
+from inference_plane.cluster.diagnose import condition, ready
 
 KINDS = {"NodePool": "karpenter.sh/v1", "NodeClaim": "karpenter.sh/v1", "EC2NodeClass": "karpenter.k8s.aws/v1"}
 
@@ -93,3 +94,41 @@ def all_ready(cluster, name, replicas, namespace="inference"):
 
 def label(claim, name):
     return claim["metadata"]["labels"][name]
+
+
+def conditions(cluster, kind, names):
+    """What keeps pools or classes from being Ready, in Karpenter's words; nothing where all of them are."""
+    found = {o["metadata"]["name"]: o for o in cluster.client.list(KINDS[kind], kind)}
+    lines = [f"{kind} {name} is not there" for name in names if name not in found]
+    for name in names & found.keys():
+        stated = found[name].get("status", {}).get("conditions") or ()
+        unmet = [f"{c['type']}={c['status']} {c.get('message', '')}" for c in stated if c["status"] != "True"]
+        if condition(found[name], "Ready") != "True":
+            lines.append(f"{kind} {name}: {'; '.join(unmet)}")
+    return lines
+
+
+def unplaced(cluster, name, namespace):
+    """The pods of a Deployment that have no node, with what Karpenter says of them; nothing where all have one."""
+    found = [pod["metadata"]["name"] for pod in pods(cluster, name, namespace) if "nodeName" not in pod["spec"]]
+    return [f"{pod} has no node: {said(cluster, 'Pod', pod, 'Failed to schedule pod')}" for pod in found]
+
+
+def immovable(cluster, name, namespace):
+    """The pods of a Deployment that nobody may evict, with the API server's reason; nothing where one may go."""
+    lines = []
+    for pod in (pod["metadata"]["name"] for pod in pods(cluster, name, namespace)):
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        try:
+            cluster.client.call("POST", path, eviction, dryRun="All")
+        except Refused as error:
+            lines.append(f"{pod} cannot be moved: {error}")
+    return lines
+
+
+def said(cluster, kind, name, words):
+    """Karpenter's words about an object, where they hold `words`."""
+    selector = f"involvedObject.kind={kind},involvedObject.name={name}"
+    messages = [event["message"] for event in cluster.client.list("v1", "Event", fieldSelector=selector)]
+    return next((message for message in messages if words in message), "")

@@ -6,12 +6,13 @@ import urllib.request
 import pytest
 import yaml
 from cluster_harness import Release
-from karpenter_harness import all_ready, compiled, label, model, pods, running, scale
+from karpenter_harness import all_ready, compiled, label, model, pods, running, said, scale
 
 from inference_plane import checkout, helm
 from inference_plane.cluster import karpenter
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.diagnose import condition, ready
+from inference_plane.cluster.nodes import whole
 from inference_plane.environments import chart_values
 from inference_plane.helm import KUBERNETES_VERSION
 from inference_plane.manifests.kserve import deployments
@@ -134,7 +135,7 @@ def account():
         one = [{"Key": key, "Value": value} for key, value in ONE_ZONE.items()]
         account.client("ec2").create_tags(Resources=network["subnets"][:1], Tags=one)
         account.make_role(NODES["nodeClass"]["role"])
-        account.offer("p5.48xlarge", "p4de.24xlarge")
+        account.offer("p5.48xlarge", "p4de.24xlarge", "trn2.48xlarge")
         for ami in AMIS:
             account.publish_bottlerocket(ami, KUBERNETES_VERSION.rpartition(".")[0])
         yield account
@@ -161,13 +162,6 @@ def fleets(cluster, karpenter_runs):
     finally:
         for fleet in found.values():
             fleet.remove()
-
-
-def said(cluster, kind, name, words):
-    """Karpenter's words about an object, where they hold `words`."""
-    selector = f"involvedObject.kind={kind},involvedObject.name={name}"
-    messages = [event["message"] for event in cluster.client.list("v1", "Event", fieldSelector=selector)]
-    return next((message for message in messages if words in message), "")
 
 
 def measured(name, reason):
@@ -205,6 +199,7 @@ def images(account, fleet, pools):
 def test_what_has_drifted_stays_at_peak_and_leaves_one_by_one_after_it(cluster, account, fleets):
     """An AMI is rolled by one value, on GPUs and Neuron alike. The model with one replica is the next test's."""
     day = fleets["day"]
+    replicas = {name: len(day.pods(name)) for name in POOL}
     held = {pod["spec"]["nodeName"] for name in POOL for pod in day.pods(name)}
     before = {n: c for n, c in day.claims().items() if c.get("status", {}).get("nodeName") in held}
     day.roll(ami=AMIS[1], peak=True)
@@ -228,7 +223,7 @@ def test_what_has_drifted_stays_at_peak_and_leaves_one_by_one_after_it(cluster, 
 
     cluster.wait("all nodes are new", replaced, 240)
     assert {pool: most[pool] for pool in moved} == dict.fromkeys(moved, 1)
-    day.wait_ready(whole=3, idle=1, neuron=1)
+    day.wait_ready(**replicas)
     assert {name.rpartition("-v")[2] for name in images(account, day, moved)} == {AMIS[1]}
 
 
@@ -394,13 +389,13 @@ def fits(cluster, karpenter_runs):
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_every_engine_of_an_environment_fits_one_pool_and_no_other(fits, environment):
-    models = ENVIRONMENTS[environment]["global"]["models"]
+    ours = ENVIRONMENTS[environment]["global"]
     engines = {engine for name, engine, _ in fits if name == environment}
     assert engines
     for engine in engines:
-        entry = models[engine.removesuffix("-predictor").removesuffix("-canary")]
+        entry = whole(ours, ours["models"][engine.removesuffix("-predictor").removesuffix("-canary")])
         pools = {pool for (name, other, pool), fit in fits.items() if (name, other) == (environment, engine) and fit}
-        assert pools == {f"{environment}-{entry['accelerator']}-{entry.get('traffic', 'interactive')}"}, engine
+        assert pools == {f"{environment}-{entry['accelerator']}-{entry['traffic']}"}, engine
 
 
 def test_moto_had_an_answer_to_every_call(account, fits):

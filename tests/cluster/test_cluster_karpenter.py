@@ -5,9 +5,22 @@ import collections
 import pytest
 import yaml
 from cluster_harness import Release
-from karpenter_harness import FAMILY, all_ready, claims, compiled, label, model, pods, running, scale
+from karpenter_harness import (
+    FAMILY,
+    all_ready,
+    claims,
+    compiled,
+    conditions,
+    immovable,
+    label,
+    model,
+    pods,
+    running,
+    scale,
+    unplaced,
+)
 
-from inference_plane import checkout, tools
+from inference_plane import checkout, helm, tools
 from inference_plane.cluster import karpenter
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.diagnose import condition, ready
@@ -81,13 +94,18 @@ EVERY = {
 POOLS = {"nodeClass": NODES["nodeClass"], "ec2": NODES["ec2"]}
 
 
-@pytest.mark.parametrize(
-    ("api_version", "kind"), [("karpenter.k8s.aws/v1", "EC2NodeClass"), ("karpenter.sh/v1", "NodePool")]
-)
-def test_every_pool_and_class_becomes_ready(cluster, plane, api_version, kind):
+@pytest.mark.parametrize("kind", ["EC2NodeClass", "NodePool"])
+def test_every_pool_and_class_becomes_ready(cluster, plane, kind):
     wanted = {o["metadata"]["name"] for o in plane.manifest() if o["kind"] == kind}
-    found = {o["metadata"]["name"]: condition(o, "Ready") for o in cluster.client.list(api_version, kind)}
-    assert wanted and {name: found.get(name) for name in wanted} == dict.fromkeys(wanted, "True")
+    assert wanted and conditions(cluster, kind, wanted) == []
+
+
+@pytest.mark.parametrize("name", PROD["global"]["models"])
+def test_every_engine_of_production_has_a_node_and_may_be_moved_where_it_has_company(cluster, plane, name):
+    scale(cluster, name, 2)
+    cluster.wait("both run", lambda: all_ready(cluster, name, 2), 120)
+    assert unplaced(cluster, name, "inference") == []
+    assert cluster.wait("its disruption budget knows them", lambda: immovable(cluster, name, "inference") == [])
 
 
 def test_every_engine_of_production_runs_on_a_node_that_was_launched_for_it(cluster, account, plane):
@@ -206,6 +224,121 @@ def test_a_pool_brings_no_more_than_its_limit(cluster, account, plane):
     assert {name: brought[name] <= limit for name, limit in limits.items()} == dict.fromkeys(limits, True)
     assert [pod for pod in pods(cluster, "claims-triage") if not ready(pod)]
     scale(cluster, "claims-triage", 1)
+
+
+def of_class(spec, **changes):
+    spec.update(changes)
+
+
+def of_pool(spec, key, values):
+    spec["template"]["spec"]["requirements"].append({"key": key, "operator": "In", "values": values})
+
+
+def of_taints(spec, key):
+    spec["template"]["spec"]["taints"].append({"key": key, "effect": "NoSchedule"})
+
+
+#: Fault -> the kind that it is in, what it does to the rendered spec, the check of the ordinary tests that finds it, and
+#: what the check says.
+FAULTS = {
+    "wrong subnet tag": (
+        "EC2NodeClass",
+        lambda spec: of_class(spec, subnetSelectorTerms=[{"tags": {"karpenter.sh/discovery": "inference-prd"}}]),
+        "conditions",
+        "SubnetsReady=False SubnetSelector did not match any Subnets",
+    ),
+    "wrong security group tag": (
+        "EC2NodeClass",
+        lambda spec: of_class(spec, securityGroupSelectorTerms=[{"tags": {"karpenter.sh/discovery": "inference-prd"}}]),
+        "conditions",
+        "SecurityGroupsReady=False SecurityGroupSelector did not match any SecurityGroups",
+    ),
+    "an AMI that nobody published": (
+        "EC2NodeClass",
+        lambda spec: of_class(spec, amiSelectorTerms=[{"alias": "bottlerocket@1.45.9"}]),
+        "conditions",
+        "AMIsReady=False AMISelector did not match any AMIs",
+    ),
+    "a role that is not there": (
+        "EC2NodeClass",
+        lambda spec: of_class(spec, role="inference-prd-nodes"),
+        "conditions",
+        "InstanceProfileReady=",
+    ),
+    "impossible requirement": (
+        "NodePool",
+        lambda spec: of_pool(spec, "karpenter.k8s.aws/instance-gpu-count", ["3"]),
+        "unplaced",
+        "no instance type",
+    ),
+    "taint without toleration": (
+        "NodePool",
+        lambda spec: of_taints(spec, "team"),
+        "unplaced",
+        "did not tolerate taint (taint=team:NoSchedule)",
+    ),
+    "limit below one node": (
+        "NodePool",
+        lambda spec: of_class(spec, limits={"nvidia.com/gpu": 0}),
+        "unplaced",
+        "all available instance types exceed limits for nodepool",
+    ),
+    "a zone where there is no subnet": (
+        "NodePool",
+        lambda spec: of_pool(spec, "topology.kubernetes.io/zone", ["eu-central-1d"]),
+        "unplaced",
+        "no instance type",
+    ),
+    "disruption budget that blocks for ever": (
+        "PodDisruptionBudget",
+        lambda spec: of_class(spec, maxUnavailable=0),
+        "immovable",
+        "would violate the pod's disruption budget",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def faults(cluster, plane):
+    """For each fault a pool, a class and an engine that only this pool may take, rendered, and broken in one place."""
+    values = EVERY | {"models": {"engine": model("a10g", replicas={"min": 2})}}
+    made = []
+    cluster.make_namespaces([f"fault-{number}" for number in range(len(FAULTS))])
+    for number, (kind, breaks, _, _) in enumerate(FAULTS.values()):
+        own = f"fault-{number}"
+        pools = POOLS | {"global": values, "namePrefix": f"{own}-", "nodeLabels": {"fault": own}}
+        rendered = helm.template("karpenter-nodepools", values=pools).objects
+        rendered += helm.template("vllm", values={"global": values}).objects
+        for o in rendered:
+            if o["kind"] == kind:
+                breaks(o["spec"])
+            if o["kind"] == "Deployment":
+                o["spec"]["template"]["spec"]["nodeSelector"] = {"fault": own}
+            if o["kind"] in ("EC2NodeClass", "NodePool", "Deployment", "PodDisruptionBudget", "ServiceAccount"):
+                namespaced = o["kind"] not in ("EC2NodeClass", "NodePool")
+                o["metadata"].pop("namespace", None)
+                made.append((o, own if namespaced else None))
+    try:
+        for o, namespace in made:
+            cluster.client.apply(o, namespace)
+        yield {fault: f"fault-{number}" for number, fault in enumerate(FAULTS)}
+    finally:
+        for o, namespace in reversed(made):
+            cluster.client.delete(o["apiVersion"], o["kind"], o["metadata"]["name"], namespace)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_only_a_controller_can_find(cluster, faults, fault):
+    """By the check that the tests of production use, with a message that says where and what it is."""
+    kind, _, check, words = FAULTS[fault]
+    own = faults[fault]
+    checks = {
+        "conditions": lambda: conditions(cluster, kind, {f"{own}-a10g"}),
+        "unplaced": lambda: unplaced(cluster, "engine", own),
+        "immovable": lambda: immovable(cluster, "engine", own),
+    }
+    found = lambda: [line for line in checks[check]() if words in line]
+    cluster.wait(f"the fault is named ({words})", lambda: found() or print(checks[check]()), 120)
 
 
 def test_moto_had_an_answer_to_every_call(account, plane, accelerators):

@@ -53,6 +53,8 @@ def plane(cluster):
     plane.install()
     for name, namespace in (("client", CLIENTS), ("stranger", CLIENTS), ("stranger", NAMESPACE)):
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--namespace", namespace, "--timeout=300s")
-    cluster.kubectl("rollout", "status", "daemonset/pod-identity-agent-stand-in", "--namespace=kube-system", "--timeout=300s")
+    cluster.kubectl(
+        "rollout", "status", "daemonset/pod-identity-agent-stand-in", "--namespace=kube-system", "--timeout=300s"
+    )
     yield plane
     plane.helm("uninstall", "plane", "--ignore-not-found", "--wait")

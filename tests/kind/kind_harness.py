@@ -132,7 +132,15 @@ class Plane:
     @contextlib.contextmanager
     def traffic(self, model: str):
         """Sends chat completions all the while, half of them streams; yields a list that has what became of each."""
-        command = [str(KUBECTL), "--kubeconfig", str(self.cluster.kind.kubeconfig), "exec", "-i", "--namespace", CLIENTS]
+        command = [
+            str(KUBECTL),
+            "--kubeconfig",
+            str(self.cluster.kind.kubeconfig),
+            "exec",
+            "-i",
+            "--namespace",
+            CLIENTS,
+        ]
         outcomes: list[dict] = []
         with tempfile.NamedTemporaryFile("w+") as out:
             sender = subprocess.Popen(
@@ -146,7 +154,9 @@ class Plane:
                 self.cluster.wait("the first answers", lambda: sender.poll() is not None or len(_lines(out)) > 4)
                 yield outcomes
                 before = len(_lines(out))
-                self.cluster.wait("some more answers", lambda: sender.poll() is not None or len(_lines(out)) > before + 4)
+                self.cluster.wait(
+                    "some more answers", lambda: sender.poll() is not None or len(_lines(out)) > before + 4
+                )
             finally:
                 sender.stdin.close()
                 try:
@@ -190,7 +200,7 @@ def client_pod(name: str = "client", **labels: str) -> dict:
 
 
 def agent() -> dict:
-    """A listener in the place of the EKS Pod Identity agent: on each node, at the agent's address. It has no credentials."""
+    """A listener in the place of the EKS Pod Identity agent, on each node and at its address, without credentials."""
     script = (
         "import http.server, sys\n"
         "class Agent(http.server.BaseHTTPRequestHandler):\n"

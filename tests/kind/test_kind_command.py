@@ -50,7 +50,9 @@ def test_an_interrupted_one_leaves_nothing(cluster, folder):
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert docker.problem().startswith("kind runs nodes as containers, and there is no `docker` on PATH. Install Docker")
+    assert docker.problem().startswith(
+        "kind runs nodes as containers, and there is no `docker` on PATH. Install Docker"
+    )
     (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "docker").chmod(0o755)
     said = docker.problem()

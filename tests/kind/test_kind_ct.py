@@ -33,7 +33,10 @@ def test_ct_installs_what_kind_can_run(cluster, tmp_path):
     environment = os.environ | {"KUBECONFIG": str(cluster.kind.kubeconfig)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(
-        [tools.build("ct"), "install", "--config", "ct.yaml", "--charts", ",".join(charts), f"--helm-extra-set-args=--values={images}"],
+        [
+            tools.build("ct"), "install", "--config", "ct.yaml", "--charts", ",".join(charts),
+            f"--helm-extra-set-args=--values={images}",
+        ],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr

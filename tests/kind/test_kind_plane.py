@@ -8,6 +8,8 @@ import json
 import pytest
 from kind_harness import AGENT, CLIENTS, CONNECT, NAMESPACE
 
+from inference_plane.cluster.client import Refused
+
 ENGINE, ROUTER, POLICY = 8000, 8080, 8090
 
 
@@ -136,29 +138,30 @@ def test_helm_test_passes(plane):
     assert said.count("Phase:          Succeeded") == 2, said
 
 
+def running(cluster, *names):
+    """The pods of workloads, also those that end just now."""
+    selector = f"app.kubernetes.io/name in ({', '.join(names)})"
+    return {pod["metadata"]["uid"] for pod in cluster.client.list("v1", "Pod", NAMESPACE, labelSelector=selector)}
+
+
 def test_a_rolling_upgrade_of_router_and_model_loses_no_request(plane, cluster):
-    before = {name: {p["metadata"]["uid"] for p in cluster.pods(name)} for name in ("router", "records")}
+    before = running(cluster, "router", "records")
     with plane.traffic("records") as outcomes:
         plane.upgrade(
             router={"resources": {"requests": {"cpu": "51m"}}},
             vllm={"volumes": {"tmp": "1100Mi"}},
         )
-        for name, uids in before.items():
-            there = cluster.client.list  # those on their way out too
-            cluster.wait(
-                f"the end of the old pods of {name}",
-                lambda uids=uids, name=name: not uids
-                & {p["metadata"]["uid"] for p in there("v1", "Pod", NAMESPACE, labelSelector=f"app.kubernetes.io/name={name}")},
-            )
+        cluster.wait("the end of every old pod", lambda: not before & running(cluster, "router", "records"))
     _nothing_lost(outcomes)
 
 
 def test_a_drained_node_waits_for_the_disruption_budget_and_loses_no_request(plane, cluster):
     node = cluster.pods("records")[0]["spec"]["nodeName"]
-    # Another eviction while one replica is away: the budget lets one go.
     with plane.traffic("records") as outcomes:
         try:
-            cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=600s")
+            # Not the client, which nobody would bring back.
+            chosen = ("--pod-selector=app.kubernetes.io/part-of=inference-plane", "--force", "--delete-emptydir-data")
+            cluster.kubectl("drain", node, *chosen, "--ignore-daemonsets", "--timeout=900s")
             assert all(p["spec"]["nodeName"] != node for p in cluster.pods("records") + cluster.pods("router"))
             cluster.kubectl("rollout", "status", "deployment/records", "--namespace", NAMESPACE, "--timeout=600s")
             # Both are on one node now: the second is not let go before the first is back.
@@ -178,18 +181,20 @@ def test_a_release_is_rolled_back_and_uninstalled(plane, cluster):
     plane.helm("uninstall", "plane", "--wait", "--timeout", "900s")
     cluster.wait(
         "the end of what the release had",
-        lambda: not [
-            o
-            for version, kind in (("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"), ("v1", "ServiceAccount"))
-            for o in cluster.client.list(version, kind, NAMESPACE, labelSelector="app.kubernetes.io/managed-by=Helm")
-        ],
+        lambda: (
+            not [
+                o
+                for version, kind in (("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"), ("v1", "ServiceAccount"))
+                for o in cluster.client.list(
+                    version, kind, NAMESPACE, labelSelector="app.kubernetes.io/managed-by=Helm"
+                )
+            ]
+        ),
     )
 
 
 def _evict(cluster, pod):
     """The status of one eviction."""
-    from inference_plane.cluster.client import Refused
-
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
     try:
         cluster.client.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", body)

@@ -417,7 +417,7 @@ network and no one owner's addresses are wider.
       "Knative, which this release does not run"
       (print "Knative keeps an old revision's pods as long as requests reach them, and the router sends to every ready "
              "pod, so that no rollout would end; it takes no preStop hook and no grace period either")
-      "deploymentMode: Standard") -}}
+      "deploymentMode: Standard, with replicas.min: 0 to scale to zero") -}}
 {{- end -}}
 {{- if eq .model.engine "kserve" -}}
 {{- range $fleet, $model := include "plane.fleets" (dict .model.name .model) | fromJson -}}

@@ -58,7 +58,7 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For `docker` and `kind`. Images are built without BuildKit, which needs a plug-in that Debian does not have."""
+        """For `docker` and `kind`. Images are built without BuildKit, a plug-in that Debian does not have."""
         chosen = {"DOCKER_HOST": self.host} if self.host else {}
         return os.environ | chosen | {"DOCKER_BUILDKIT": "0", "DOCKER_CLI_HINTS": "false"}
 

@@ -115,12 +115,15 @@ def build(engine: Engine, image: str, context: Path, file: Path | None = None, *
     """`docker build`, with the host's network, as a registry's mirror or a proxy may be reached from there alone."""
     words = [f"--build-arg={key}={value}" for key, value in arguments.items()]
     named = ["--file", str(file)] if file else []
-    engine.run("build", "--quiet", "--network=host", "--tag", image, *named, *words, str(context), what=f"building {image}")
+    engine.run(
+        "build", "--quiet", "--network=host", "--tag", image, *named, *words, str(context), what=f"building {image}"
+    )
 
 
 def components() -> dict[str, str]:
     """The images of a built node's control plane and network: program -> image, named as kubeadm and kind ask for."""
     registry, version = "registry.k8s.io", _kubernetes()
+    network = tools.version("kube-router", "github.com/cloudnativelabs/kube-router")
     sandbox = SANDBOX.search((_kind() / "images/base/files/etc/containerd/config.toml").read_text())[1]
     return {
         "kube-apiserver": f"{registry}/kube-apiserver:{version}",
@@ -130,7 +133,7 @@ def components() -> dict[str, str]:
         "etcd": f"{registry}/etcd:{etcd()}",
         "coredns": f"{registry}/coredns/coredns:{tools.version('coredns', 'github.com/coredns/coredns')}",
         "pause": sandbox,
-        "kube-router": f"inference-plane/kube-router:{tools.version('kube-router', 'github.com/cloudnativelabs/kube-router')}",
+        "kube-router": f"inference-plane/kube-router:{network}",
     }
 
 
@@ -162,10 +165,13 @@ def _build(engine: Engine, own: str) -> None:
     for tool, image in images.items():
         with context() as folder:
             _place(binaries[tool], folder / tool)
-            (folder / "Dockerfile").write_text(
-                f"FROM {network if tool in NETWORK else 'scratch'}\nENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
-                f'COPY {tool} /usr/local/bin/{tool}\nENTRYPOINT ["/usr/local/bin/{tool}"]\n'
+            lines = (
+                f"FROM {network if tool in NETWORK else 'scratch'}",
+                "ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                f"COPY {tool} /usr/local/bin/{tool}",
+                f'ENTRYPOINT ["/usr/local/bin/{tool}"]',
             )
+            (folder / "Dockerfile").write_text("\n".join(lines))
             build(engine, image, folder)
     with context() as folder:
         engine.run("save", "--output", str(folder / "components.tar"), *images.values(), what="saving them")

@@ -114,15 +114,14 @@ def node(name: str, size: Size, zone: str, labels: Mapping[str, str] | None = No
     }
 
 
-def _used(ours: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """(accelerator, traffic) of the enabled models, with their profiles and defaults merged in."""
+def whole(ours: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's entry with its profile and the defaults of `global` merged in, and its traffic class."""
     defaults = ours.get("modelDefaults", {})
-    profiles = defaults.get("profiles", {})
-    found = set()
-    for model in ours.get("models", {}).values():
-        if model and model.get("enabled", True):
-            merged = defaults | profiles.get(model.get("profile"), {}) | model
-            found |= (
-                {(merged["accelerator"], merged.get("traffic", "interactive"))} if "accelerator" in merged else set()
-            )
-    return found
+    profile = defaults.get("profiles", {}).get(model.get("profile"), {})
+    return {"traffic": "interactive"} | defaults | profile | dict(model)
+
+
+def _used(ours: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(accelerator, traffic) of the enabled models."""
+    entries = [whole(ours, model) for model in ours.get("models", {}).values() if model and model.get("enabled", True)]
+    return {(entry["accelerator"], entry["traffic"]) for entry in entries if "accelerator" in entry}

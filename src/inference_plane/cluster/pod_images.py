@@ -67,7 +67,7 @@ def _name(folder: str) -> str:
 
 
 def _own(engine: Engine, image: str, file: str, **arguments: str) -> None:
-    """An image of this repository's files, those that the Dockerfile's own .dockerignore lets pass: only BuildKit reads it."""
+    """An image of this repository's files: those that the Dockerfile's own .dockerignore, for BuildKit, lets pass."""
     passed = [line[1:] for line in (ROOT / f"{file}.dockerignore").read_text().splitlines() if line.startswith("!")]
     with node_image.context() as context:
         for found in (found for pattern in passed for found in ROOT.glob(pattern)):

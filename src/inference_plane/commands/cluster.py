@@ -80,7 +80,7 @@ def _up(folder: Path, wanted: str, environments: list[str]) -> int:
     if state.alive(folder):
         return _already(folder)
     if wanted == "kind" and files:
-        raise state.ClusterError("--environment adds nodes that stand in for accelerators, which kind has not. Leave it out")
+        raise state.ClusterError("--environment adds nodes that stand in for accelerators, of which kind has none")
     for tool in ("kind",) if wanted == "kind" else embedded.TOOLS:
         if not tools.path(tool).is_file():
             print(f"{tool} is built from its Go module, once: about {tools.TOOLS[tool].takes}", flush=True)

@@ -66,13 +66,13 @@ class PlaneDriver:
             self._start(model, LOAD)
 
     def _empty(self) -> None:
-        """No engine is left: a fleet scaled to zero."""
-        ended: list[Process] = [process for pods in self._plane.pods.values() for process in pods.values()]
+        """No engine is left, and none was cut: fleets scaled to zero."""
+        ended: dict[str, Process] = {}
         for pods in self._plane.pods.values():
+            ended |= pods
             pods.clear()
         self._plane.list_pods()
-        for process in ended:
-            self._plane.processes.stop(process)
+        self._plane.drain(ended)
 
     def _back(self) -> None:
         """As many engines as the chart says start again."""
@@ -88,7 +88,7 @@ class PlaneDriver:
     def _leave(self, model: str, address: str) -> None:
         process = self._plane.pods[model].pop(address)
         self._plane.list_pods()
-        self._plane.drain(address, process)
+        self._plane.drain({address: process})
 
 
 class CommandDriver:

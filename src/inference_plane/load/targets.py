@@ -157,13 +157,14 @@ class Plane(contextlib.ExitStack):
             self.dns.set(f"{name}.{NAMESPACE}.svc.cluster.local", list(pods))
         self.policy.lists({name: list(pods) for name, pods in self.pods.items()})
 
-    def drain(self, address: str, process: Process) -> None:
-        """Ends an engine as the chart's pod ends: nobody is sent there any more, then what it has is finished."""
+    def drain(self, pods: Mapping[str, Process]) -> None:
+        """Ends engines as the chart's pods end: nobody is sent there any more, then what they have is finished."""
         time.sleep(STALE)
         deadline = time.monotonic() + DRAIN
-        while process.running and time.monotonic() < deadline and _busy(address):
-            time.sleep(0.2)
-        self.processes.stop(process)
+        for address, process in pods.items():
+            while process.running and time.monotonic() < deadline and _busy(address):
+                time.sleep(0.2)
+            self.processes.stop(process)
 
 
 def _busy(address: str) -> bool:

