@@ -12,18 +12,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import rich.console
 
 from inference_plane import helm, tools
 from inference_plane.cluster import embedded, keda, network
 from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
-from inference_plane.loop import watch
-from inference_plane.loop.plane import TIMES, Loop, Times
+from inference_plane.loop.times import TIMES, Times
 from inference_plane.onehost.processes import Processes
 
 EPILOG = """\
 examples:
+  scripts/load monday-surge --target elastic --html r.html  with KEDA, Karpenter and nodes that come: three quarters of an hour
   scripts/load smoke                                      half a minute against the plane on this machine
   scripts/load monday-surge --dry-run                     the curve, and what it would send
   scripts/load monday-surge --time-scale 10 --html r.html the surge in a tenth of the time, with a report
@@ -129,16 +130,18 @@ def _run(
         )
     with contextlib.ExitStack() as stack:
         step = functools.partial(_step, console)
-        plane: targets.Plane | Loop | None = None
+        plane: Any = None
+        driver: drive.Driver = drive.NoDriver()
         if arguments.target == "demo":
             plane = targets.Plane(folder, step)
+            driver = marks.PlaneDriver(plane)
         elif arguments.target == "elastic":
+            from inference_plane.loop.plane import Loop  # moto and more: seconds that only this target pays
+
             plane = Loop(folder, step, Times(**{name: getattr(arguments, name) for name in vars(Times())}))
-        driver: drive.Driver = drive.NoDriver()
+            driver = plane.driver
         if arguments.driver:
             driver = marks.CommandDriver(arguments.driver)
-        elif plane:
-            driver = plane.driver if isinstance(plane, Loop) else marks.PlaneDriver(plane)
         if unknown := drive.unknown(profile, driver):
             raise targets.TargetError(
                 f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would "
@@ -177,7 +180,7 @@ def _run(
     if plane:
         # By content, whatever a profile demands: an answer does not tell where its prompt has been.
         verdicts.append(thresholds.nothing_left(plane.restricted.count))
-    fleet = watch.document(plane.fleet(), outcome.began) if isinstance(plane, Loop) else ()
+    fleet = plane.fleet(outcome.began) if plane else ()
     made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
     print(report.text(made))
     for kind, write in WRITERS.items():

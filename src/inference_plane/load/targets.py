@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,10 @@ class Plane(contextlib.ExitStack):
             self.router = Router(self.processes, self.render, self.folder, credentials.env)
             self.url = self.router.url
             self.router.wait_for_engines({name: len(pods) for name, pods in self.pods.items()}, timeout=30.0)
+
+    def fleet(self, began: float) -> Sequence[Mapping[str, Any]]:
+        """Nothing scales here."""
+        return ()
 
     def start_engine(self, engine: Engine, load_seconds: float = 0.0) -> tuple[str, Process]:
         """One more engine, and its address; not listed yet."""

@@ -7,9 +7,7 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +32,13 @@ from inference_plane.onehost.serving import ServerThread
 from inference_plane.onehost.timed import Timed
 
 from .driver import LoopDriver, warning
-from .watch import Reading, Watch
+from .times import Times
+from .watch import Watch, document
 
 ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 #: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
 TTL = 5
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds that are simulated: an instance until its node is there, an image, and weights until an engine answers."""
-
-    boot: float = 40.0
-    image: float = 40.0
-    weights: float = 30.0
-
-
-#: The same, for people.
-TIMES = {
-    "boot": "seconds from a launched instance to its node",
-    "image": "seconds that an image takes, once a node",
-    "weights": "seconds from a started container to an engine that answers",
-}
 
 
 class Loop(contextlib.ExitStack):
@@ -83,9 +65,9 @@ class Loop(contextlib.ExitStack):
         sqs = self.account.client("sqs")
         sqs.send_message(QueueUrl=self._queue, MessageBody=warning(instance, self.account.region))
 
-    def fleet(self) -> list[Reading]:
-        """What the loops did so far, second by second."""
-        return list(self._watch.readings)
+    def fleet(self, began: float) -> list[dict[str, Any]]:
+        """What the loops did since `began` (epoch seconds), second by second."""
+        return document(self._watch.readings, began)
 
     def __enter__(self) -> Loop:
         super().__enter__()
