@@ -84,7 +84,7 @@ def held(account, name):
         "health check": ", ".join(map(_health, groups)),
         "who may connect": sorted(f"{p['FromPort']} {r['CidrIp']}" for p in permissions for r in p["IpRanges"]),
         "firewall": _firewall(account, arn),
-        "tags": {t["Key"]: t["Value"] for t in tags["Tags"] if "k8s.aws/" not in t["Key"]},
+        "tags": {t["Key"]: t["Value"] for t in tags["Tags"] if "k8s.aws" not in t["Key"]},
         **{attribute["Key"]: attribute["Value"] for attribute in attributes},
     }
 

@@ -109,9 +109,14 @@ def conditions(cluster, kind, names):
 
 
 def unplaced(cluster, name, namespace):
-    """The pods of a Deployment that have no node, with what Karpenter says of them; nothing where all have one."""
+    """The pods of a Deployment that have no node, with what Karpenter says of them; nothing where all have one.
+
+    And of the pools that can bring no instance at all, since it passes these by and says nothing of them to a pod.
+    """
     found = [pod["metadata"]["name"] for pod in pods(cluster, name, namespace) if "nodeName" not in pod["spec"]]
-    return [f"{pod} has no node: {said(cluster, 'Pod', pod, 'Failed to schedule pod')}" for pod in found]
+    lines = [f"{pod} has no node: {said(cluster, 'Pod', pod, 'Failed to schedule pod')}" for pod in found]
+    events = cluster.client.list("v1", "Event", fieldSelector="reason=NoCompatibleInstanceTypes") if lines else ()
+    return lines + [f"{event['involvedObject']['name']}: {event['message']}" for event in events]
 
 
 def immovable(cluster, name, namespace):

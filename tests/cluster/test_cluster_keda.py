@@ -24,19 +24,26 @@ def models(values):
     return {name: model for name, model in values["global"].get("models", {}).items() if model}
 
 
+def scales(model):
+    """By what the model says itself; replicas.max is 1 or replicas.min, whichever is more, where it says nothing."""
+    return "max" in model.get("replicas", {}) or sleeps(model)
+
+
+def sleeps(model):
+    return model.get("replicas", {}).get("min") == 0
+
+
 API = "keda.sh/v1alpha1"
 ENVIRONMENTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(checkout.VALUES.glob("*.yaml"))}
 #: Those that scale a model; the others have nothing for KEDA.
-SCALING = [e for e, v in ENVIRONMENTS.items() if any("max" in m.get("replicas", {}) for m in models(v).values())]
+SCALING = [e for e, v in ENVIRONMENTS.items() if any(map(scales, models(v).values()))]
 EVERY = pytest.mark.parametrize("environment", sorted(SCALING, key=lambda e: e != "staging"), indirect=True)
 #: The environment with a model of each engine that scales. First of all, so that it is installed once.
 STAGING = pytest.mark.parametrize("environment", ["staging"], indirect=True)
-DEFAULTS = yaml.safe_load((checkout.CHARTS / "plane-lib" / "values.yaml").read_text())["engine"]["autoscaling"]
 
 #: Of autoscaling, what makes a test wait; whatever it is, it must reach the autoscaler.
 PACE = {"pods": 10, "periodSeconds": 1, "stabilizationSeconds": 0}
-QUICK = {"pollingSeconds": 1, "scaleUp": PACE, "scaleDown": PACE}
-QUICK |= {"cooldownSeconds": 2} if "cooldownSeconds" in DEFAULTS else {}
+QUICK = {"pollingSeconds": 1, "scaleUp": PACE, "scaleDown": PACE, "cooldownSeconds": 4}
 
 
 def POD_NETWORK():
@@ -65,6 +72,9 @@ def installed(cluster, values):
     for chart in ("vllm", "kserve"):
         section = values.setdefault(chart, {})
         section["autoscaling"] = section.get("autoscaling", {}) | QUICK
+    for model in models(values).values():
+        if sleeps(model):
+            model["startSeconds"] = 1  # or such a cooldown is refused
     release = Release(cluster)
     cluster.make_namespaces(["inference"])
     cluster.make_nodes(values)
@@ -176,7 +186,7 @@ def test_nobody_but_keda_sets_replicas(cluster, environment):
 
 @EVERY
 def test_replicas_follow_what_the_pods_say(cluster, environment):
-    """From the fewest to the most, by way of two, and back."""
+    """From the fewest to the most, by way of two, and back: to none at all where a model may sleep."""
     release, _, pods = environment
     objects = scaled(release)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,11 @@ class Plane:
 
 def _lines(file) -> list[str]:
     return Path(file.name).read_text().splitlines()
+
+
+def suites(said: str) -> list[tuple[str, str]]:
+    """(name, phase) of each suite that `helm test` tells of."""
+    return re.findall(r"^TEST SUITE: +(\S+)$(?:\n.+)*?\nPhase: +(\S+)$", said, re.MULTILINE)
 
 
 def _waiting() -> list[str]:
