@@ -16,15 +16,15 @@ from typing import Any
 
 import rich.console
 
-from inference_plane import helm, tools
-from inference_plane.cluster import embedded, keda, network
+from inference_plane import helm
+from inference_plane.cluster import network
 from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
 from inference_plane.loop.times import TIMES, Times
 from inference_plane.onehost.processes import Processes
 
 EPILOG = """\
 examples:
-  scripts/load monday-surge --target elastic --html r.html  with KEDA, Karpenter and nodes that come: three quarters of an hour
+  scripts/load smoke --target elastic --png t.png         with real KEDA and Karpenter, and nodes that come
   scripts/load smoke                                      half a minute against the plane on this machine
   scripts/load monday-surge --dry-run                     the curve, and what it would send
   scripts/load monday-surge --time-scale 10 --html r.html the surge in a tenth of the time, with a report
@@ -37,7 +37,6 @@ sent. docs/load.md says what each measure means.
 
 #: What a process knows by that it is in the elastic target's network.
 _INSIDE = "INFERENCE_PLANE_ELASTIC"
-ELASTIC_TOOLS = (*embedded.TOOLS, "karpenter", *keda.TOOLS)
 
 WRITERS = {
     "json": report.write_json,
@@ -193,11 +192,12 @@ def _run(
 
 
 def _enter(command: list[str]) -> None:
-    """Goes on in a network of its own, in which every pod has its address; the tools are built before, outside."""
+    """Goes on in a network of its own, in which every pod has its address; fetches and builds before, outside."""
     if os.environ.get(_INSIDE):
         return
-    for tool in ELASTIC_TOOLS:
-        tools.build(tool)
+    from inference_plane.loop import needs
+
+    needs.fetch()
     words = network.inside(command)
     os.environ[_INSIDE] = "1"
     os.execvp(words[0], words)

@@ -67,11 +67,14 @@ def _fleet(queue: Axes, replicas: Axes, nodes: Axes, fleet: Sequence[Mapping[str
         queue.plot(at, [one["waiting"] for one in of], color=color, label=f"{name}: waiting")
         if any(one["demand"] is not None for one in of):
             queue.plot(at, [one["demand"] for one in of], color=color, linestyle=":", label=f"{name}: demand")
-        replicas.step(at, [one["replicas"] for one in of], where="post", color=color, linestyle=":", label=f"{name}: wanted")
-        replicas.step(at, [one["ready"] for one in of], where="post", color=color, label=f"{name}: ready")
+        for key, label, line in (("replicas", "wanted", ":"), ("ready", "ready", "-")):
+            values = [one[key] for one in of]
+            replicas.step(at, values, where="post", color=color, linestyle=line, label=f"{name}: {label}")
     kinds = sorted({kind for reading in fleet for kind in reading["nodes"]})
-    nodes.stackplot(at, [[r["nodes"].get(kind, 0) for r in fleet] for kind in kinds], labels=kinds, step="post", alpha=0.5)
-    nodes.step(at, [reading["claims"] for reading in fleet], where="post", color="black", linestyle=":", label="asked for")
+    counts = [[reading["nodes"].get(kind, 0) for reading in fleet] for kind in kinds]
+    nodes.stackplot(at, counts, labels=kinds, step="post", alpha=0.5)
+    asked = [reading["claims"] for reading in fleet]
+    nodes.step(at, asked, where="post", color="black", linestyle=":", label="asked for")
     for axes, label in ((queue, "requests"), (replicas, "replicas"), (nodes, "nodes")):
         axes.set(ylabel=label, ylim=(0, None))
         axes.legend(loc="upper right", fontsize=8)

@@ -166,15 +166,18 @@ class Plane(contextlib.ExitStack):
         time.sleep(STALE)
         deadline = time.monotonic() + DRAIN
         for address, process in pods.items():
-            while process.running and time.monotonic() < deadline and _busy(address):
+            while process.running and time.monotonic() < deadline and busy(address, METRICS_PORT):
                 time.sleep(0.2)
             self.processes.stop(process)
 
 
-def _busy(address: str) -> bool:
-    """Whether an engine runs or queues anything, by its own metrics."""
-    with _open(f"http://{address}:{METRICS_PORT}/metrics") as reply:
-        lines = reply.read().decode().splitlines()
+def busy(address: str, port: int) -> bool:
+    """Whether an engine runs or queues anything, by its own metrics; one that does not answer has nothing."""
+    try:
+        with _open(f"http://{address}:{port}/metrics") as reply:
+            lines = reply.read().decode().splitlines()
+    except OSError:
+        return False
     names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return any(line.startswith(names) and not line.endswith(" 0.0") for line in lines)
 

@@ -1,4 +1,4 @@
-"""The kubelet of engine pods: `python -m inference_plane.loop.kubelet --kubeconfig FILE --folder DIR --middleware FILE`.
+"""The kubelet of engine pods, `python -m inference_plane.loop.kubelet`.
 
 For each engine pod that is bound to a node it starts an engine that keeps vLLM's time (`onehost.timed`), on an address
 of the pod's own, and tells the API server what a kubelet tells: that the image is pulled, that the probe is answered,
@@ -23,21 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from inference_plane.cluster.client import Client, Object, Refused
+from inference_plane.load.targets import busy
 from inference_plane.onehost.processes import Process, Processes, answers
 
 from .driver import POWER
-from .engines import busy
+from .times import Times
 
 POLL_SECONDS = 0.3
 SELECTOR = "app.kubernetes.io/component=engine"
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds that real nodes and engines take and these do not. docs/load.md says where the defaults come from."""
-
-    image: float = 40.0
-    weights: float = 30.0
 
 
 class Phase(enum.Enum):
@@ -80,7 +73,8 @@ class Kubelet:
         found = {pod["metadata"]["uid"]: pod for pod in self._client.list("v1", "Pod", labelSelector=SELECTOR)}
         every = self._client.list("v1", "Node")
         nodes = {node["metadata"]["name"] for node in every}
-        dark = {node["metadata"]["name"] for node in every if node["metadata"].get("annotations", {}).get(POWER) == "off"}
+        off = [node for node in every if node["metadata"].get("annotations", {}).get(POWER) == "off"]
+        dark = {node["metadata"]["name"] for node in off}
         for uid in [uid for uid, pod in self._pods.items() if uid not in found or pod.node not in nodes]:
             self._lost(self._pods.pop(uid), there=uid in found)
         for pod in self._pods.values():
@@ -155,7 +149,7 @@ class Kubelet:
         self._pods.pop(pod.uid)
 
     def _lost(self, pod: Pod, there: bool) -> None:
-        """Its node is gone, or somebody has removed it: what ran there is dead. Nobody else removes a lost node's pod."""
+        """Its node is gone, or somebody removed it: what ran is dead. Nobody else removes a lost node's pod."""
         if pod.process:
             pod.process.kill()
             self._processes.stop(pod.process)
@@ -200,8 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m inference_plane.loop.kubelet", description=__doc__.split("\n")[0])
     for name in ("--kubeconfig", "--folder", "--middleware"):
         parser.add_argument(name, type=Path, required=True)
-    for name, value in vars(Times()).items():
-        parser.add_argument(f"--{name}-seconds", dest=name, type=float, default=value)
+    for name in ("image", "weights"):
+        parser.add_argument(f"--{name}-seconds", dest=name, type=float, required=True)
     options = parser.parse_args(argv)
     times = Times(image=options.image, weights=options.weights)
     ended = threading.Event()

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 #: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
 TTL = 5
 _POLL_SECONDS = 0.5
+#: The policy's hold and its way down, and as much again.
+_CALM_SECONDS = 120.0
 
 
 class Loop(contextlib.ExitStack):
@@ -122,7 +125,18 @@ class Loop(contextlib.ExitStack):
             self.url = self.router.url
             wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
             self.router.wait_for_engines(wanted, timeout=60 + sum(vars(self.times).values()))
+        with self.step("the policy service has seen the engines, and sends all to them"):
+            self._wait_for_fleets()
         self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.models))
+
+    def _wait_for_fleets(self) -> None:
+        """Until no share falls back: engines came after the policy service, so all did at first."""
+        deadline = time.monotonic() + _CALM_SECONDS
+        while not (shares := self.router.runtime("fallback.")) or set(shares.values()) != {"0"}:
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {_CALM_SECONDS:g} s a share still falls back: {shares}")
+            time.sleep(_POLL_SECONDS)
 
     def install(self, values: dict[str, Any]) -> None:
         """`helm upgrade --install` of the plane; whatever it changes comes later."""
@@ -143,7 +157,7 @@ class Loop(contextlib.ExitStack):
             log, lambda: "kubelet: ready" in log.read_text())
 
     def _start_policy(self) -> Process:
-        """The policy service on its own configuration, where its pods' addresses are; it asks the API server by a proxy."""
+        """The policy service on its own configuration, on every address; it asks the API server by a proxy."""
         port, file = free_port(), self.folder / "policy.json"
         self.processes.start(
             "kubectl-proxy",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that are simulated: an instance until its node is there, an image, and weights until an engine answers."""
+    """Seconds that are simulated. The defaults are of the order that docs/load.md gives; no run here measured them."""
 
     boot: float = 40.0
     image: float = 40.0

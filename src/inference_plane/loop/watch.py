@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_plane.cluster.client import Client, Refused
+from inference_plane.cluster.diagnose import ready
 
 SECONDS = 1.0
 
@@ -79,17 +80,17 @@ class Watch:
         policy = _metrics(f"{self._policy}/metrics")
         pods = self._client.list("v1", "Pod", self._namespace, labelSelector="app.kubernetes.io/component=engine")
         claims = self._client.list("karpenter.sh/v1", "NodeClaim")
-        up = [c for c in claims if any(
-            e["type"] == "Ready" and e["status"] == "True" for e in c.get("status", {}).get("conditions") or ())]
+        up = [claim for claim in claims if ready(claim)]
         nodes = dict(collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up))
-        return Reading(time.time(), {name: self._model(name, policy, pods) for name in self._models}, nodes, len(claims))
+        models = {name: self._model(name, policy, pods) for name in self._models}
+        return Reading(time.time(), models, nodes, len(claims))
 
     def _model(self, name: str, policy: Mapping[tuple[str, str], float], pods: list[dict[str, Any]]) -> Model:
         spec = self._client.get("apps/v1", "Deployment", name, self._namespace) or {}
         own = [pod for pod in pods if pod["metadata"]["labels"]["inference-plane/model"] == name]
         running = waiting = 0.0
         for pod in own:
-            if _is(pod, "Ready"):
+            if ready(pod):
                 engine = _metrics(f"http://{pod['status']['podIP']}:8001/metrics", missing={})
                 running += engine.get(("vllm:num_requests_running", name), 0.0)
                 waiting += engine.get(("vllm:num_requests_waiting", name), 0.0)
@@ -104,10 +105,6 @@ class Watch:
                 return json.loads(reply.read())["demand"]
         except urllib.error.HTTPError:  # of a model that nobody scales by it
             return None
-
-
-def _is(pod: Mapping[str, Any], condition: str) -> bool:
-    return any(c["type"] == condition and c["status"] == "True" for c in pod.get("status", {}).get("conditions") or ())
 
 
 def _metrics(url: str, missing: Any = None) -> Mapping[tuple[str, str], float]:
