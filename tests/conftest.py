@@ -12,7 +12,7 @@ HERE = pathlib.Path(__file__).parent
 INDEPENDENT = {"charts", "delivery", "render", "values", "manifests"}
 
 #: Files whose tests share one control plane, or wait for it: two cores are not enough for several.
-SHARING = ("disruption", "failures", "install", "karpenter", "keda", "kserve", "load_balancer", "rights", "upgrade")
+SHARING = ("disruption", "elastic", "failures", "install", "karpenter", "keda", "kserve", "load_balancer", "rights", "upgrade")
 ONE_CLUSTER = tuple(f"cluster/test_cluster_{name}.py" for name in SHARING)
 
 #: What waits longest comes first, so that the rest fills the time.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import ssl
 import time
 import urllib.error
@@ -19,6 +18,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from inference_plane import tools
 from inference_plane.cluster.certificates import Authority, signing_key
@@ -52,11 +53,12 @@ class Component:
 class Embedded:
     """A control plane in `folder`, which must be empty; `processes` ends it.
 
-    `kubeconfig` is an administrator's, and `server` the API server's address.
+    `kubeconfig` is an administrator's, and `server` the API server's address. KWOK leaves the pods of the component
+    `left_out` (their label `app.kubernetes.io/component`) to another kubelet.
     """
 
-    def __init__(self, folder: Path, processes: Processes) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, processes: Processes, left_out: str = "") -> None:
+        self.folder, self._left_out = folder.resolve(), left_out
         self.kubeconfig = self.folder / "kubeconfig"
         self.server = f"https://127.0.0.1:{free_port()}"
         self.authority: Authority | None = None
@@ -76,7 +78,7 @@ class Embedded:
             for name in ("certificates", "logs"):
                 (self.folder / name).mkdir()
             self._certify()
-            shutil.copy(stages, self.folder / "stages.yaml")
+            (self.folder / "stages.yaml").write_text(_without(stages.read_text(), self._left_out))
         with say("etcd and the API server"):
             for component in self._components[:2]:
                 self._start(component, binaries[component.name])
@@ -152,6 +154,18 @@ def build() -> tuple[dict[str, Path], Path]:
         tools.ToolError, crds.CRDError: that is not possible.
     """
     return {name: tools.build(name) for name in TOOLS}, _stages()
+
+
+def _without(stages: str, component: str) -> str:
+    """The stages, of which those of pods do not apply to a component's; all as they are where none is named."""
+    if not component:
+        return stages
+    found = list(yaml.safe_load_all(stages))
+    other = {"key": '.metadata.labels["app.kubernetes.io/component"]', "operator": "NotIn", "values": [component]}
+    for stage in found:
+        if stage["spec"]["resourceRef"]["kind"] == "Pod":
+            stage["spec"]["selector"]["matchExpressions"].append(other)
+    return yaml.safe_dump_all(found)
 
 
 def _stages() -> Path:

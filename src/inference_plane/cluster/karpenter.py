@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,13 @@ class Kubelets:
     """A context manager: registers a Node, for which KWOK answers, for each instance that Karpenter has launched.
 
     As a kubelet does: with the instance's provider id and addresses, the claim's taints, and as much room as the claim
-    says that its instance type has. Karpenter itself adds the claim's labels. While `starting` is false none does: an
-    instance boots for minutes.
+    says that its instance type has. Karpenter itself adds the claim's labels. `boot_seconds` pass before; while `starting`
+    is false none registers.
     """
 
-    def __init__(self, kubeconfig: Path, account: Account) -> None:
-        self._client, self._account = Client(kubeconfig), account
+    def __init__(self, kubeconfig: Path, account: Account, boot_seconds: float = 0.0) -> None:
+        self._client, self._account, self._boot_seconds = Client(kubeconfig), account, boot_seconds
+        self._seen: dict[str, float] = {}
         self._stopped = threading.Event()
         self.starting = True
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -96,6 +98,8 @@ class Kubelets:
         if missing := claims.keys() - known:
             instances = instances_of(self._account)
             for provider in missing & instances.keys():
+                if time.monotonic() - self._seen.setdefault(provider, time.monotonic()) < self._boot_seconds:
+                    continue
                 self._client.create(_node(provider, instances[provider], claims[provider]))
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import rich.console
 
 from inference_plane import helm
+from inference_plane.cluster import network
 from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
+from inference_plane.loop.times import TIMES, Times
 from inference_plane.onehost.processes import Processes
 
 EPILOG = """\
 examples:
+  scripts/load smoke --target elastic --png t.png         with real KEDA and Karpenter, and nodes that come
   scripts/load smoke                                      half a minute against the plane on this machine
   scripts/load monday-surge --dry-run                     the curve, and what it would send
   scripts/load monday-surge --time-scale 10 --html r.html the surge in a tenth of the time, with a report
@@ -28,6 +34,9 @@ examples:
 Profiles: {names}. Exits 1 when a threshold of the profile is not kept, 2 when the load could not be
 sent. docs/load.md says what each measure means.
 """
+
+#: What a process knows by that it is in the elastic target's network.
+_INSIDE = "INFERENCE_PLANE_ELASTIC"
 
 WRITERS = {
     "json": report.write_json,
@@ -47,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         profile = profiles.load(arguments.profile).scaled(arguments.time_scale, arguments.rate_scale)
         own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
         profile = dataclasses.replace(profile, **own)
+        if arguments.target == "elastic" and not arguments.dry_run:
+            _enter([sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])])
         if arguments.dry_run:
             print(curve.text(profile))
             return 0
@@ -71,8 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         default="demo",
-        help="demo (the plane on this machine, the default), or an endpoint's URL without /v1",
+        help="demo (the plane on this machine, the default), elastic (with real control loops), or a URL without /v1",
     )
+    for name, seconds in vars(Times()).items():
+        parser.add_argument(
+            f"--{name}-seconds", dest=name, type=float, default=seconds, help=f"elastic: {TIMES[name]} ({seconds:g})"
+        )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the curve and what would be sent, and send nothing"
     )
@@ -108,17 +123,24 @@ def _run(
     arguments: argparse.Namespace, profile: profiles.Profile, source: Path, folder: Path, console: rich.console.Console
 ) -> int:
     models = _pairs("--model", arguments.model)
-    if arguments.target != "demo" and not arguments.target.startswith(("http://", "https://")):
+    if arguments.target not in ("demo", "elastic") and not arguments.target.startswith(("http://", "https://")):
         raise targets.TargetError(
-            f"--target {arguments.target}: is neither demo nor a URL. Set http://... or https://..."
+            f"--target {arguments.target}: is neither demo nor elastic nor a URL. Set http://... or https://..."
         )
     with contextlib.ExitStack() as stack:
-        plane = targets.Plane(folder, lambda what: _step(console, what)) if arguments.target == "demo" else None
+        step = functools.partial(_step, console)
+        plane: Any = None
         driver: drive.Driver = drive.NoDriver()
+        if arguments.target == "demo":
+            plane = targets.Plane(folder, step)
+            driver = marks.PlaneDriver(plane)
+        elif arguments.target == "elastic":
+            from inference_plane.loop.plane import Loop  # moto and more: seconds that only this target pays
+
+            plane = Loop(folder, step, Times(**{name: getattr(arguments, name) for name in vars(Times())}))
+            driver = plane.driver
         if arguments.driver:
             driver = marks.CommandDriver(arguments.driver)
-        elif plane:
-            driver = marks.PlaneDriver(plane)
         if unknown := drive.unknown(profile, driver):
             raise targets.TargetError(
                 f"{profile.name}: nothing acts on its events {', '.join(unknown)} at {arguments.target}. They would "
@@ -157,7 +179,8 @@ def _run(
     if plane:
         # By content, whatever a profile demands: an answer does not tell where its prompt has been.
         verdicts.append(thresholds.nothing_left(plane.restricted.count))
-    made = report.document(profile, arguments.target, outcome, verdicts, compared)
+    fleet = plane.fleet(outcome.began) if plane else ()
+    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
     print(report.text(made))
     for kind, write in WRITERS.items():
         if path := getattr(arguments, kind):
@@ -166,6 +189,18 @@ def _run(
     for verdict in (failed := [verdict for verdict in verdicts if not verdict.kept]):
         print(f"not kept: {verdict}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _enter(command: list[str]) -> None:
+    """Goes on in a network of its own, in which every pod has its address; fetches and builds before, outside."""
+    if os.environ.get(_INSIDE):
+        return
+    from inference_plane.loop import needs
+
+    needs.fetch()
+    words = network.inside(command)
+    os.environ[_INSIDE] = "1"
+    os.execvp(words[0], words)
 
 
 def _pairs(option: str, given: list[str]) -> dict[str, str]:

@@ -23,8 +23,10 @@ def timeline(made: Mapping[str, Any]) -> Figure:
     windows, width = made["timeline"]["windows"], made["timeline"]["seconds"]
     at = [window["start"] + width / 2 for window in windows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 10), layout="constrained")
-        demand, first, share, tokens = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2, 2))
+        fleet = made.get("fleet") or []
+        figure = Figure(figsize=(10, 10 + 6 * bool(fleet)), layout="constrained")
+        heights = (3, 3, 2, 2, *((2, 2, 2) if fleet else ()))
+        demand, first, share, tokens, *loops = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         demand.step(at, [w["offered"] for w in windows], where="mid", color="black", linestyle="--", label="curve")
         for key, color in (("sent", "tab:blue"), ("answered", "tab:green"), ("failed", "tab:red")):
             demand.plot(at, [w[key] for w in windows], color=color, label=key)
@@ -46,11 +48,47 @@ def timeline(made: Mapping[str, Any]) -> Figure:
         way.grid(False)
         way.yaxis.label.set_color("tab:blue")
         tokens.yaxis.label.set_color("tab:brown")
-        for axes in (demand, first, share, tokens):
+        if fleet:
+            _fleet(*loops, fleet)
+            _shares(share, fleet)
+        for axes in (demand, first, share, tokens, *loops):
             _events(axes, made["events"], named=axes is demand)
         for axes in (demand, first):
             axes.legend(loc="upper right", fontsize=8)
     return figure
+
+
+def _fleet(queue: Axes, replicas: Axes, nodes: Axes, fleet: Sequence[Mapping[str, Any]]) -> None:
+    """What the control loops did: queues and demand, replicas wanted and ready, nodes by capacity type."""
+    at = [reading["at"] for reading in fleet]
+    for number, name in enumerate(fleet[0]["models"]):
+        of = [reading["models"][name] for reading in fleet]
+        color = f"C{number}"
+        queue.plot(at, [one["waiting"] for one in of], color=color, label=f"{name}: waiting")
+        if any(one["demand"] is not None for one in of):
+            queue.plot(at, [one["demand"] for one in of], color=color, linestyle=":", label=f"{name}: demand")
+        for key, label, line in (("replicas", "wanted", ":"), ("ready", "ready", "-")):
+            values = [one[key] for one in of]
+            replicas.step(at, values, where="post", color=color, linestyle=line, label=f"{name}: {label}")
+    kinds = sorted({kind for reading in fleet for kind in reading["nodes"]})
+    counts = [[reading["nodes"].get(kind, 0) for reading in fleet] for kind in kinds]
+    nodes.stackplot(at, counts, labels=kinds, step="post", alpha=0.5)
+    asked = [reading["claims"] for reading in fleet]
+    nodes.step(at, asked, where="post", color="black", linestyle=":", label="asked for")
+    for axes, label in ((queue, "requests"), (replicas, "replicas"), (nodes, "nodes")):
+        axes.set(ylabel=label, ylim=(0, None))
+        axes.legend(loc="upper right", fontsize=8)
+    nodes.set(xlabel="seconds")
+
+
+def _shares(axes: Axes, fleet: Sequence[Mapping[str, Any]]) -> None:
+    """What the policy service told the routers, of those models that ever fell back."""
+    for number, name in enumerate(fleet[0]["models"]):
+        shares = [reading["models"][name]["share"] for reading in fleet]
+        if any(shares):
+            at = [reading["at"] for reading in fleet]
+            axes.step(at, shares, where="post", color=f"C{number}", linewidth=0.8, label=f"{name}: decided share")
+            axes.legend(loc="upper right", fontsize=8)
 
 
 def distribution(made: Mapping[str, Any], values: Mapping[str, Sequence[float]]) -> Figure:

@@ -29,9 +29,14 @@ WINDOWS = 60
 
 
 def document(
-    profile: Profile, target: str, outcome: Outcome, verdicts: Sequence[Verdict], compared: Mapping[str, Any] | None
+    profile: Profile,
+    target: str,
+    outcome: Outcome,
+    verdicts: Sequence[Verdict],
+    compared: Mapping[str, Any] | None,
+    fleet: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that is known of a run. Times are in seconds."""
+    """Everything that is known of a run. Times are in seconds; `fleet` is what the target's control loops did."""
     width = max(1.0, measures.length(outcome.samples) / WINDOWS)
     generator = outcome.generator
     lags = generator.lags or [0.0]
@@ -64,6 +69,7 @@ def document(
             "seconds": width,
             "windows": [dataclasses.asdict(window) for window in measures.timeline(outcome.samples, profile, width)],
         },
+        "fleet": list(fleet),
     }
 
 

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,10 @@ class Plane(contextlib.ExitStack):
             self.url = self.router.url
             self.router.wait_for_engines({name: len(pods) for name, pods in self.pods.items()}, timeout=30.0)
 
+    def fleet(self, began: float) -> Sequence[Mapping[str, Any]]:
+        """Nothing scales here."""
+        return ()
+
     def start_engine(self, engine: Engine, load_seconds: float = 0.0) -> tuple[str, Process]:
         """One more engine, and its address; not listed yet."""
         self._started += 1
@@ -162,15 +166,18 @@ class Plane(contextlib.ExitStack):
         time.sleep(STALE)
         deadline = time.monotonic() + DRAIN
         for address, process in pods.items():
-            while process.running and time.monotonic() < deadline and _busy(address):
+            while process.running and time.monotonic() < deadline and busy(address, METRICS_PORT):
                 time.sleep(0.2)
             self.processes.stop(process)
 
 
-def _busy(address: str) -> bool:
-    """Whether an engine runs or queues anything, by its own metrics."""
-    with _open(f"http://{address}:{METRICS_PORT}/metrics") as reply:
-        lines = reply.read().decode().splitlines()
+def busy(address: str, port: int) -> bool:
+    """Whether an engine runs or queues anything, by its own metrics; one that does not answer has nothing."""
+    try:
+        with _open(f"http://{address}:{port}/metrics") as reply:
+            lines = reply.read().decode().splitlines()
+    except OSError:
+        return False
     names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return any(line.startswith(names) and not line.endswith(" 0.0") for line in lines)
 

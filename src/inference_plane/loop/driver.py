@@ -1,0 +1,143 @@
+"""Acts on the marks of a profile in the elastic plane: what people, EC2 and bad luck do to a fleet."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from inference_plane.cluster.client import Object, Refused
+from inference_plane.cluster.karpenter import instances_of
+
+if TYPE_CHECKING:
+    from .plane import Loop
+
+#: Set on a node, it stands without power: whatever ran there is dead, and nobody says so.
+POWER = "inference-plane/power"
+#: Seconds between a Spot interruption warning and the instance's end, as EC2 has it.
+SPOT_WARNING = 120.0
+#: Seconds until the Node of a dead instance is gone: the controller manager's node-monitor-grace-period (50 s) and the
+#: cloud controller's look at EC2.
+NODE_GONE = 60.0
+_PATIENCE = 600.0
+_POLL = 0.5
+
+
+class LoopDriver:
+    """Knows rollouts, drains, reclaimed and lost nodes, and a zone that goes."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._versions = 1
+        self._acts: dict[str, Callable[[], None]] = {
+            "rollout": self._rollout,
+            "node-drain": self._drain,
+            "spot-reclaim": self._reclaim,
+            "node-loss": lambda: self._lose(self._nodes()[:1]),
+            "zone-loss": self._lose_zone,
+        }
+        self.marks: Sequence[str] = tuple(self._acts)
+
+    def act(self, mark: str) -> None:
+        """Returns when it is over and every fleet is whole again. Raises TimeoutError where it is not."""
+        self._acts[mark]()
+        self._whole()
+
+    def _rollout(self) -> None:
+        """Every model gets its next version: `helm upgrade`, as people do it."""
+        self._versions += 1
+        values = copy.deepcopy(self._loop.values)
+        for name, entry in values["global"]["models"].items():
+            entry["source"] = f"s3://models/{name}/v{self._versions}/"
+        self._loop.install(values)
+
+    def _drain(self) -> None:
+        """`kubectl drain` of a node: cordoned, then every pod evicted, as often as a disruption budget says no."""
+        (node,) = self._nodes()[:1]
+        self._loop.client.patch("v1", "Node", _name(node), {"spec": {"unschedulable": True}})
+        self._until("the node is empty", lambda: not self._evict(_name(node)))
+
+    def _evict(self, node: str) -> list[Object]:
+        """Asks every engine on a node to leave. Those that are still there."""
+        pods = self._engines(node)
+        for pod in pods:
+            meta = {"name": _name(pod), "namespace": pod["metadata"]["namespace"]}
+            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/eviction"
+            try:
+                self._loop.client.call("POST", path, {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta})
+            except Refused as error:
+                if error.status not in (404, 429):
+                    raise
+        return pods
+
+    def _reclaim(self) -> None:
+        """EC2 tells Karpenter by its queue, and two minutes later takes the instance."""
+        (node,) = self._nodes()[:1]
+        self._loop.warn(node["spec"]["providerID"].rpartition("/")[2])
+        deadline = time.monotonic() + SPOT_WARNING
+        while time.monotonic() < deadline and self._engines(_name(node)):
+            time.sleep(_POLL)
+        if self._loop.client.get("v1", "Node", _name(node)):
+            self._lose([node])
+
+    def _lose_zone(self) -> None:
+        zone = "topology.kubernetes.io/zone"
+        nodes = self._nodes()
+        self._lose([node for node in nodes if node["metadata"]["labels"][zone] == nodes[0]["metadata"]["labels"][zone]])
+
+    def _lose(self, nodes: list[Object]) -> None:
+        """Without a word: the engines are dead at once, EC2 knows, the cluster learns it later."""
+        for node in nodes:
+            self._loop.client.patch("v1", "Node", _name(node), {"metadata": {"annotations": {POWER: "off"}}})
+        instances = [node["spec"]["providerID"].rpartition("/")[2] for node in nodes]
+        self._loop.account.client("ec2").terminate_instances(InstanceIds=instances)
+        time.sleep(NODE_GONE)
+        for node in nodes:
+            self._loop.client.delete("v1", "Node", _name(node))
+
+    def _nodes(self) -> list[Object]:
+        """Those that Karpenter brought and that have engines, the one with most of them first."""
+        known = instances_of(self._loop.account)
+        nodes = [n for n in self._loop.client.list("v1", "Node") if n["spec"].get("providerID") in known]
+        count = {_name(node): len(self._engines(_name(node))) for node in nodes}
+        return sorted((n for n in nodes if count[_name(n)]), key=lambda n: (-count[_name(n)], _name(n)))
+
+    def _engines(self, node: str) -> list[Object]:
+        return self._loop.client.list(
+            "v1", "Pod", fieldSelector=f"spec.nodeName={node}", labelSelector="app.kubernetes.io/component=engine")
+
+    def _whole(self) -> None:
+        def missing() -> dict[str, Any]:
+            found = {}
+            for name in self._loop.models:
+                each = self._loop.client.get("apps/v1", "Deployment", name, self._loop.namespace)
+                status, wanted = each["status"], each["spec"]["replicas"]
+                current = status.get("observedGeneration") == each["metadata"]["generation"]
+                if not current or not wanted == status.get("updatedReplicas", 0) == status.get("availableReplicas", 0):
+                    found[name] = status
+            return found
+
+        self._until("every fleet is whole", lambda: not missing())
+
+    def _until(self, what: str, check: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not check():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {_PATIENCE:g} s: {what}")
+            time.sleep(_POLL)
+
+
+def _name(obj: Object) -> str:
+    return obj["metadata"]["name"]
+
+
+def warning(instance: str, region: str) -> str:
+    """EC2's event as EventBridge puts it into a queue."""
+    return json.dumps({
+        "version": "0", "source": "aws.ec2", "detail-type": "EC2 Spot Instance Interruption Warning",
+        "account": "123456789012", "region": region, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "resources": [f"arn:aws:ec2:{region}:123456789012:instance/{instance}"],
+        "detail": {"instance-id": instance, "instance-action": "terminate"},
+    })

@@ -1,0 +1,213 @@
+"""The elastic plane: what runs, in the order in which it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inference_plane import helm
+from inference_plane.checkout import CHARTS, ROOT
+from inference_plane.cluster import definitions, karpenter, keda, nodes
+from inference_plane.cluster.aws import Account
+from inference_plane.cluster.client import Client, Refused
+from inference_plane.cluster.embedded import Embedded
+from inference_plane.demo.plane import CHART, MIDDLEWARE, NAMESPACE, Step, middleware
+from inference_plane.helm import KUBERNETES_VERSION
+from inference_plane.load.targets import BEDROCK_FIRST_TOKEN, BEDROCK_SPEED, Restricted
+from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
+from inference_plane.onehost.dns import DnsServer
+from inference_plane.onehost.issuer import Issuer
+from inference_plane.onehost.policy import NAME as POLICY
+from inference_plane.onehost.processes import Process, Processes, free_port
+from inference_plane.onehost.router import Router, fallback_models
+from inference_plane.onehost.serving import ServerThread
+from inference_plane.onehost.timed import Timed
+
+from .driver import LoopDriver, warning
+from .times import Times
+from .watch import Watch, document
+
+ENVIRONMENT = Path(__file__).with_name("environment.yaml")
+#: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
+TTL = 5
+_POLL_SECONDS = 0.5
+#: The policy's hold and its way down, and as much again.
+_CALM_SECONDS = 120.0
+
+
+class Loop(contextlib.ExitStack):
+    """A context manager: the whole elastic plane. Enter it in a network namespace where 10.244.0.0/16 is local.
+
+    `url` is where clients call, `token` makes a tenant's token, `restricted` counts the restricted prompts that Amazon
+    Bedrock's stand-in saw. Raises NotReady or TimeoutError where something does not start.
+    """
+
+    def __init__(self, folder: Path, step: Step, times: Times) -> None:
+        super().__init__()
+        self.folder, self.step, self.times = folder, step, times
+        self.issuer, self.namespace, self.driver = Issuer(), NAMESPACE, LoopDriver(self)
+
+    def token(self, tenant: str) -> str:
+        return self.issuer.token(tenant, seconds=24 * 3600)
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.values["global"]["models"])
+
+    def warn(self, instance: str) -> None:
+        """EC2 says that it takes a Spot instance in two minutes."""
+        sqs = self.account.client("sqs")
+        sqs.send_message(QueueUrl=self._queue, MessageBody=warning(instance, self.account.region))
+
+    def fleet(self, began: float) -> list[dict[str, Any]]:
+        """What the loops did since `began` (epoch seconds), second by second."""
+        return document(self._watch.readings, began)
+
+    def __enter__(self) -> Loop:
+        super().__enter__()
+        with contextlib.ExitStack() as started:
+            self._start(started)
+            self.push(started.pop_all())
+        return self
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        self.processes = stack.enter_context(Processes())
+        self.dns = stack.enter_context(DnsServer(ttl=TTL))
+        environment = yaml.safe_load(ENVIRONMENT.read_text())
+        region = environment["global"]["aws"]["region"]
+        self.account = stack.enter_context(Account(region))
+        _furnish(self.account, environment)
+        self.restricted = Restricted()
+        bedrock = Bedrock(
+            fallback_models(environment), region, generate=Timed(BEDROCK_SPEED), calls=self.restricted)  # type: ignore[arg-type]
+        bedrock.behaviour.update({"first_token_delay": BEDROCK_FIRST_TOKEN})
+        server = stack.enter_context(ServerThread(bedrock, port=free_port()))
+        credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
+        self.values = helm.merged(environment, {"router": {
+            "auth": self.issuer.values(),
+            "dns": {"resolvers": [f"127.0.0.1:{self.dns.port}"]},
+            "bedrock": {"host": "127.0.0.1", "port": server.port, "tls": False},
+            "concurrency": 1,
+        }})
+        with self.step("the control plane starts"):
+            (self.folder / "cluster").mkdir()
+            self.cluster = Embedded(self.folder / "cluster", self.processes, left_out="engine")
+            self.cluster.start()
+            self.client = Client(self.cluster.kubeconfig)
+            definitions.install(self.client)
+            for node in nodes.ordinary(region):
+                self.client.create(node)
+        with self.step("Karpenter starts"):
+            name = environment["global"]["aws"]["clusterName"]
+            self._queue = self.account.client("sqs").create_queue(QueueName=name)["QueueUrl"]
+            karpenter.start(self.cluster, self.account, name, INTERRUPTION_QUEUE=name)
+            self.kubelets = stack.enter_context(
+                karpenter.Kubelets(self.cluster.kubeconfig, self.account, self.times.boot))
+        with self.step("KEDA starts"):
+            stack.enter_context(keda.running(self.cluster))
+        with self.step("Helm installs the plane"):
+            self.render = helm.template(CHART, values=self.values, namespace=NAMESPACE)
+            self.install(self.values)
+        self._start_kubelet()
+        self._start_policy()
+        stack.enter_context(_following(self.client, self.dns))
+        with self.step("nodes come, engines load, and Envoy finds them"):
+            self.router = Router(self.processes, self.render, self.folder, credentials.env)
+            self.url = self.router.url
+            wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
+            self.router.wait_for_engines(wanted, timeout=60 + sum(vars(self.times).values()))
+        with self.step("the policy service has seen the engines, and sends all to them"):
+            self._wait_for_fleets()
+        self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.models))
+
+    def _wait_for_fleets(self) -> None:
+        """Until no share falls back: engines came after the policy service, so all did at first."""
+        deadline = time.monotonic() + _CALM_SECONDS
+        while not (shares := self.router.runtime("fallback.")) or set(shares.values()) != {"0"}:
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {_CALM_SECONDS:g} s a share still falls back: {shares}")
+            time.sleep(_POLL_SECONDS)
+
+    def install(self, values: dict[str, Any]) -> None:
+        """`helm upgrade --install` of the plane; whatever it changes comes later."""
+        file = self.folder / "values.json"
+        file.write_text(json.dumps(values))
+        helm.run(
+            "upgrade", "--install", "plane", str(CHARTS / CHART), "--namespace", NAMESPACE, "--create-namespace",
+            "--values", str(file), "--kubeconfig", str(self.cluster.kubeconfig))
+
+    def _start_kubelet(self) -> Process:
+        file = self.folder / MIDDLEWARE
+        file.write_text(middleware(self.render))
+        log = self.folder / "kubelet.log"
+        return self._python(
+            "kubelet", "inference_plane.loop.kubelet",
+            {"--kubeconfig": self.cluster.kubeconfig, "--folder": self.folder, "--middleware": file,
+             "--image-seconds": self.times.image, "--weights-seconds": self.times.weights},
+            log, lambda: "kubelet: ready" in log.read_text())
+
+    def _start_policy(self) -> Process:
+        """The policy service on its own configuration, on every address; it asks the API server by a proxy."""
+        port, file = free_port(), self.folder / "policy.json"
+        self.processes.start(
+            "kubectl-proxy",
+            ["kubectl", "proxy", f"--port={port}", f"--kubeconfig={self.cluster.kubeconfig}"],
+            log_path=self.folder / "kubectl-proxy.log", ready=f"http://127.0.0.1:{port}/readyz")
+        text = self.render.find("ConfigMap", POLICY)["data"]["config.json"]
+        file.write_text(text)
+        self.policy_url = f"http://127.0.0.1:{json.loads(text)['listen']['statusPort']}"
+        return self._python(
+            "policy", "inference_plane.policy", {"--config": file, "--kubernetes": f"http://127.0.0.1:{port}"},
+            self.folder / "policy.log", f"{self.policy_url}/live")
+
+    def _python(self, name: str, module: str, options: dict[str, Any], log: Path, ready: Any) -> Process:
+        words = [str(word) for pair in options.items() for word in pair]
+        return self.processes.start(
+            name, [sys.executable, "-m", module, *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "POD_NAME": f"{POLICY}-0", "POD_IP": "127.0.0.1"},
+            log_path=log, ready=ready, timeout=60)
+
+
+def _furnish(account: Account, environment: dict[str, Any]) -> None:
+    """What the cloud team's Terraform makes: subnets and a security group with their tags, the nodes' role, AMIs."""
+    pools = environment["karpenter-nodepools"]
+    account.make_network(pools["nodeClass"]["subnetTags"], pools["nodeClass"]["securityGroupTags"])
+    account.make_role(pools["nodeClass"]["role"])
+    account.publish_bottlerocket(pools["ec2"]["amiAlias"].partition("@")[2], KUBERNETES_VERSION.rpartition(".")[0])
+
+
+@contextlib.contextmanager
+def _following(client: Client, dns: DnsServer) -> Iterator[None]:
+    """DNS as CoreDNS has it: of each Service the ready addresses of its EndpointSlices."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            with contextlib.suppress(Refused, OSError):
+                found: dict[str, list[str]] = {}
+                for each in client.list("discovery.k8s.io/v1", "EndpointSlice"):
+                    service = each["metadata"]["labels"].get("kubernetes.io/service-name")
+                    name = f"{service}.{each['metadata']['namespace']}.svc.cluster.local"
+                    found.setdefault(name, []).extend(
+                        address for endpoint in each.get("endpoints") or () if endpoint["conditions"].get("ready")
+                        for address in endpoint["addresses"])
+                for name, addresses in found.items():
+                    dns.set(name, addresses)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,126 @@
+"""What the control loops do, second by second: replicas, nodes, queues, demand and shares."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from inference_plane.cluster.client import Client, Refused
+from inference_plane.cluster.diagnose import ready
+
+SECONDS = 1.0
+
+
+def document(readings: Sequence[Reading], began: float) -> list[dict[str, Any]]:
+    """For a report: times in seconds from `began`."""
+    made = [dataclasses.asdict(reading) for reading in readings]
+    return [{**each, "at": each["at"] - began} for each in made if each["at"] >= began]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model at one moment. `demand` is what autoscalers are told (None: not known), `share` points of 100."""
+
+    replicas: int = 0
+    ready: int = 0
+    pending: int = 0
+    demand: float | None = None
+    running: float = 0.0
+    waiting: float = 0.0
+    share: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One moment, `at` in epoch seconds. `nodes` counts those that Karpenter brought by capacity type, ready ones;
+    `claims` all that it has asked for."""
+
+    at: float
+    models: Mapping[str, Model]
+    nodes: Mapping[str, int]
+    claims: int
+
+
+class Watch:
+    """A context manager that reads once a second in a thread; `readings` grow, and so do `problems`."""
+
+    def __init__(self, client: Client, policy_url: str, namespace: str, models: list[str]) -> None:
+        self.readings: list[Reading] = []
+        self.problems: collections.Counter[str] = collections.Counter()
+        self._client, self._policy, self._namespace, self._models = client, policy_url, namespace, models
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(SECONDS):
+            try:
+                self.readings.append(self.read())
+            except (Refused, OSError, urllib.error.URLError) as error:
+                self.problems[str(error)] += 1
+
+    def read(self) -> Reading:
+        """Everything now. Raises Refused or OSError where somebody does not answer."""
+        policy = _metrics(f"{self._policy}/metrics")
+        pods = self._client.list("v1", "Pod", self._namespace, labelSelector="app.kubernetes.io/component=engine")
+        claims = self._client.list("karpenter.sh/v1", "NodeClaim")
+        up = [claim for claim in claims if ready(claim)]
+        nodes = dict(collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up))
+        models = {name: self._model(name, policy, pods) for name in self._models}
+        return Reading(time.time(), models, nodes, len(claims))
+
+    def _model(self, name: str, policy: Mapping[tuple[str, str], float], pods: list[dict[str, Any]]) -> Model:
+        spec = self._client.get("apps/v1", "Deployment", name, self._namespace) or {}
+        own = [pod for pod in pods if pod["metadata"]["labels"]["inference-plane/model"] == name]
+        running = waiting = 0.0
+        for pod in own:
+            if ready(pod):
+                engine = _metrics(f"http://{pod['status']['podIP']}:8001/metrics", missing={})
+                running += engine.get(("vllm:num_requests_running", name), 0.0)
+                waiting += engine.get(("vllm:num_requests_waiting", name), 0.0)
+        return Model(
+            replicas=spec.get("spec", {}).get("replicas", 0), ready=spec.get("status", {}).get("readyReplicas", 0),
+            pending=sum(not pod["spec"].get("nodeName") for pod in own), demand=self._demand(name),
+            running=running, waiting=waiting, share=policy.get(("inference_policy_share", name), 0.0))
+
+    def _demand(self, name: str) -> float | None:
+        try:
+            with _open(f"{self._policy}/demand/{name}") as reply:
+                return json.loads(reply.read())["demand"]
+        except urllib.error.HTTPError:  # of a model that nobody scales by it
+            return None
+
+
+def _metrics(url: str, missing: Any = None) -> Mapping[tuple[str, str], float]:
+    """The last value of each name and model. An engine that ends while it is asked gives `missing`, if that is set."""
+    try:
+        with _open(url) as reply:
+            text = reply.read().decode()
+    except (OSError, urllib.error.URLError):
+        if missing is None:
+            raise
+        return missing
+    return {
+        (sample.name, sample.labels.get("model") or sample.labels.get("model_name", "")): sample.value
+        for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+
+
+def _open(url: str) -> Any:
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5)

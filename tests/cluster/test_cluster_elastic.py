@@ -1,0 +1,75 @@
+"""The elastic plane as `scripts/load` starts it: load through the real control loops to engines on nodes that came."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from inference_plane import checkout
+from inference_plane.cluster import network
+
+QUICK = ("--boot-seconds", "3", "--image-seconds", "2", "--weights-seconds", "2")
+
+
+def load(tmp_path, *arguments):
+    """What the command says, and its report."""
+    try:
+        network.inside(["true"])
+    except network.Unavailable as error:
+        pytest.skip(str(error))
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "inference_plane.commands", "load", *arguments, *QUICK, "--target", "elastic"]
+        + ["--json", report, "--keep-logs", tmp_path / "logs"],
+        cwd=checkout.ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return json.loads(report.read_text())
+
+
+PROFILE = """
+description: More than one engine takes, for long enough that another comes.
+seed: 1
+users: 120
+curve:
+  - {phase: busy, for: 75s, rate: 7}
+  - {phase: rollout, for: 60s, rate: 1}
+requests:
+  chat:
+    weight: 1
+    model: assistant
+    tenants: {care: 1}
+    prompt: {median: 100, p95: 300, least: 20, most: 800}
+    output: {median: 90, p95: 200, least: 20, most: 300}
+  record:
+    weight: 0.1
+    model: records
+    tenants: {care: 1}
+    restricted: true
+    prompt: {median: 100, p95: 300, least: 20, most: 800}
+    output: {median: 20, p95: 60, least: 5, most: 100}
+retry: {times: 3, atMost: 10s}
+slo: {ttft: 5s}
+events:
+  - {at: 80s, mark: rollout}
+thresholds:
+  - {measure: failed, atMost: 0}
+  - {measure: lost, atMost: 0}
+  - {measure: left, atMost: 0}
+  - {measure: late, atMost: 0.2}
+"""
+
+
+def test_a_busy_fleet_grows_on_nodes_that_come_and_is_rolled_without_a_loss(tmp_path):
+    file = tmp_path / "busy.yaml"
+    file.write_text(PROFILE)
+    made = load(tmp_path, str(file))
+    fleet = [reading["models"]["assistant"] for reading in made["fleet"]]
+    assert fleet[0]["ready"] == 1
+    # KEDA asked for more, and they came: a pod of the plane's own on a node that Karpenter launched.
+    assert max(one["replicas"] for one in fleet) > 1 and max(one["ready"] for one in fleet) > 1
+    assert max(reading["nodes"].get("on-demand", 0) for reading in made["fleet"]) >= 1
+    assert made["events"][0]["mark"] == "rollout"
+    # Both versions have answered, and every answer is in the router's own lines.
+    assert made["router"]["compared"] > 0 and not any(made["router"]["differences"].values())
