@@ -29,12 +29,9 @@ examples:
   scripts/bench router --peers --full   more sizes and connections, JSON and streams: an hour
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
-<<<<<<< HEAD
   scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
-=======
   scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
   scripts/bench suite memory reaction   two of its parts: ten minutes
->>>>>>> main
 
 Exits 1 when the soak found something that grows or was lost, 2 when something answered anything but 200, did not start,
 or did not render. docs/bench.md says what the figures mean.
