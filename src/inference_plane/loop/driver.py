@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from inference_plane.cluster.client import Object, Refused
 from inference_plane.cluster.karpenter import instances_of
 
+from .kubelet import POWER
+
 if TYPE_CHECKING:
     from .plane import Loop
 
-#: Set on a node, it stands without power: whatever ran there is dead, and nobody says so.
-POWER = "inference-plane/power"
 #: Seconds between a Spot interruption warning and the instance's end, as EC2 has it.
 SPOT_WARNING = 120.0
 #: Seconds until the Node of a dead instance is gone: the controller manager's node-monitor-grace-period (50 s) and the

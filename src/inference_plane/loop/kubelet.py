@@ -26,10 +26,11 @@ from inference_plane.cluster.client import Client, Object, Refused
 from inference_plane.load.targets import busy
 from inference_plane.onehost.processes import Process, Processes, answers
 
-from .driver import POWER
 from .times import Times
 
 POLL_SECONDS = 0.3
+#: An annotation of a node: where it is "off", whatever ran there is dead, and nobody says so.
+POWER = "inference-plane/power"
 SELECTOR = "app.kubernetes.io/component=engine"
 
 
