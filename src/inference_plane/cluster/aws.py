@@ -30,6 +30,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import boto3
+from moto.core.base_backend import BackendDict
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.fleets import Fleet
 from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, InstanceTypeBackend
@@ -76,9 +77,7 @@ class Account:
         self._server = make_server(host, int(port), self, threaded=True, request_handler=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
-        # A process may have had an account before.
-        for backends in (ec2_backends, ssm_backends):
-            backends[ACCOUNT_ID][self.region].reset()
+        BackendDict.reset()  # of all services: a process may have had an account before
         return self
 
     def __exit__(self, *_: object) -> None:
