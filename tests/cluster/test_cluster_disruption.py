@@ -296,7 +296,7 @@ def test_an_old_node_goes_whatever_budgets_say_and_only_pods_budgets_and_its_gra
     """At peak. Two replicas leave one after the other; a single one stays until nothing can hold its node any more."""
     old = Fleet(cluster, "old", OLD)
     try:
-        old.roll(peak=True, expireAfter="75s", terminationGracePeriod="70s")
+        old.roll(peak=True, expireAfter="120s", terminationGracePeriod="70s")
         old.wait_ready(pair=2, lone=1)
         before = old.claims()
         assert len(before) == 3

@@ -233,7 +233,7 @@ def test_events_that_nobody_acts_on_are_refused(
             "--model m: is no NAME=NAME. Set the profile's name first, then the target's",
         ),
         (["--target={url}", "--token-file=/nowhere"], "error: --token-file /nowhere: cannot be read"),
-        (["--target=router"], "error: --target router: is neither demo nor a URL"),
+        (["--target=router"], "error: --target router: is neither demo nor elastic nor a URL"),
     ],
 )
 def test_a_target_that_cannot_be_used_is_refused(

@@ -122,6 +122,7 @@ class World:
             "tuning": {
                 "staleSeconds": 1, "lostSeconds": 3, "holdSeconds": 1, "lowerSeconds": 0.1, "smoothingSeconds": 0,
                 "windowSeconds": 1, "settleSeconds": 0.2, "readSeconds": 0.5,
+                "rememberSeconds": 0.2,
             },
             "models": {MODEL: entry},
             **changes,

@@ -245,6 +245,7 @@ APART = {
     "the router leaves while a request runs longer than `drainSeconds`",
     "the issuer's keys were never fetched",
     "nothing can be written to stderr",
+    "the same, `replicas.min` 0",
 }
 
 
