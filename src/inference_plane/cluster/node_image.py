@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def find(engine: Engine) -> NodeImage:
     try:
         engine.run("pull", "--quiet", public, what=f"pulling {public}")
     except ClusterError as error:
-        print(f"no registry gives a node image ({str(error)[-300:]}): it is built here, once", flush=True)
+        why = str(error)[-300:]
+        print(f"no registry gives a node image ({why}): it is built here, once", file=sys.stderr, flush=True)
         _build(engine, own)
         return NodeImage(own, built=True)
     return NodeImage(public, built=False)
