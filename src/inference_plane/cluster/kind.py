@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from inference_plane.cluster.state import ClusterError, undisturbed
 
 WORKERS = 2
 READY = "180s"
+#: How long containers may take to go.
+GONE_SECONDS = 30
 
 
 class Kind:
@@ -51,9 +54,22 @@ class Kind:
         )  # fmt: skip
 
     def delete(self) -> None:
-        """Removes its containers, if there are any, and nothing else of the engine."""
-        with tempfile.TemporaryDirectory() as elsewhere:  # kind would make the folder of the kubeconfig again
-            self._kind("delete", "cluster", "--kubeconfig", str(Path(elsewhere) / "kubeconfig"))
+        """Removes its containers, if there are any, and nothing else of the engine.
+
+        The engine goes on starting a container whose `docker run` was killed, so one may come while others go.
+
+        Raises:
+            ClusterError: some are still there after a while.
+        """
+        gone, deadline = 0, time.monotonic() + GONE_SECONDS
+        while gone < 2:
+            with tempfile.TemporaryDirectory() as elsewhere:  # kind would make the folder of the kubeconfig again
+                self._kind("delete", "cluster", "--kubeconfig", str(Path(elsewhere) / "kubeconfig"))
+            time.sleep(0.5)
+            left = self.engine.run("ps", "--all", "--quiet", f"--filter=label=io.x-k8s.kind.cluster={self.name}")
+            gone = 0 if left else gone + 1
+            if left and time.monotonic() > deadline:
+                raise ClusterError(f"containers of the cluster {self.name} stay: {', '.join(left.split())}")
 
     def nodes(self) -> list[str]:
         """The names of its nodes, which are those of their containers."""
