@@ -1,7 +1,7 @@
 """Whom those ask who watch and scale the plane, and what they bring along."""
 
 from collections.abc import Iterator, Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from inference_plane.compliance import envoy
 from inference_plane.compliance.envoy import dig, items, text
@@ -29,10 +29,8 @@ def bare_questions(obj: Mapping, index: Index) -> Iterator[tuple[str, str]]:
             yield f"{where}.path", f"is {endpoint.get('path')!r}, not /metrics"
 
 
-def _demand_of_another_release(url: str, index: Index) -> bool:
+def _demand_of_another_release(asked: SplitResult, host: list[str], index: Index) -> bool:
     """Whether it asks the policy service for a model's demand, and the router is no part of what is judged."""
-    asked = urlsplit(url)
-    host = (asked.hostname or "").split(".")
     own = host[:1] + host[2:] == ["router-policy", "svc"] and asked.path.startswith("/demand/")
     return own and not envoy.routers(index)
 
@@ -54,8 +52,8 @@ def numbers_of_the_cluster(obj: Mapping, index: Index) -> Iterator[tuple[str, st
             yield f"{where}.type", f"is {trigger.get('type')}, which may ask anybody"
         if trigger.get("authenticationRef"):
             yield f"{where}.authenticationRef", "brings a credential"
-        url = text(dig(trigger, "metadata", "url"))
-        host = (urlsplit(url).hostname or "").split(".")
+        asked = urlsplit(text(dig(trigger, "metadata", "url")))
+        host = (asked.hostname or "").split(".")
         known = len(host) == 3 and host[2] == "svc" and index.get("Service", host[1], host[0]) is not None
-        if not known and not _demand_of_another_release(url, index):
+        if not known and not _demand_of_another_release(asked, host, index):
             yield f"{where}.metadata.url", f"asks {'.'.join(host) or 'nobody'}, which is no Service of the render"

@@ -163,7 +163,7 @@ def verdict(samples: Sequence[Sample], before: Sample, after: Sample) -> list[st
         if (more := after.files[name] - before.files[name]) > 16:
             found.append(f"{name}: {more} more open files {_SETTLE_SECONDS:g} s after the load than before it")
     for gauge, value in after.gauges.items():
-        if gauge.endswith("_active") and value > before.gauges[gauge]:
+        if value > before.gauges[gauge]:
             found.append(f"envoy: {gauge} is {value} after the load, {before.gauges[gauge]} before it")
     return found
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import pathlib
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import rich.box
@@ -17,6 +14,7 @@ import rich.console
 import rich.table
 
 from inference_plane import helm, tools
+from inference_plane.commands import _runs
 from inference_plane.demo import client, report
 from inference_plane.demo.plane import BUDGET, CHART, ENVIRONMENT, Missing, Plane, environment
 from inference_plane.demo.scenes import OPEN, ROUTER, SECRET, STAND_IN, Conditions, Scene, scenes
@@ -65,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = _console(arguments.json)
     try:
-        with _folder(arguments.keep_logs) as folder:
+        with _runs.folder(arguments.keep_logs) as folder:
             return _run(folder, console, as_json=arguments.json, serve=arguments.serve, build=not arguments.fast)
     except KeyboardInterrupt:
         console.print("\ninterrupted: everything is ended")
@@ -80,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(folder: pathlib.Path, console: rich.console.Console, *, as_json: bool, serve: bool, build: bool) -> int:
     console.print(_facts(), "", sep="\n")
     budgets = _can_count(console, build)
-    with Plane(folder, lambda what: _step(console, what), budgets=budgets) as plane:
+    with Plane(folder, lambda what: _runs.step(console, what), budgets=budgets) as plane:
         values = environment()
         region = values["global"]["aws"]["region"]
         addresses = {ROUTER: plane.url, STAND_IN: plane.bedrock_url}
@@ -138,16 +136,6 @@ def _console(as_json: bool) -> rich.console.Console:
     return console if console.is_terminal else rich.console.Console(stderr=as_json, highlight=False, width=140)
 
 
-@contextlib.contextmanager
-def _folder(keep: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="inference-plane-") as folder:
-            yield pathlib.Path(folder)
-    else:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-
-
 def _facts() -> rich.table.Table:
     made = rich.table.Table(
         box=rich.box.SIMPLE_HEAD, title="what you see", title_justify="left", show_edge=False, show_header=False
@@ -156,18 +144,6 @@ def _facts() -> rich.table.Table:
         for name, what in facts.items():
             made.add_row(f"{kind}: {name}", what)
     return made
-
-
-@contextlib.contextmanager
-def _step(console: rich.console.Console, what: str) -> Iterator[None]:
-    started = time.monotonic()
-    console.print(f"{what} ...", end=" ")
-    try:
-        yield
-    except BaseException:
-        console.print()
-        raise
-    console.print(f"{time.monotonic() - started:.1f} s")
 
 
 def _tell(console: rich.console.Console, row: report.Row, answers: list[client.Answer]) -> None:

@@ -8,9 +8,6 @@ import dataclasses
 import functools
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import rich.console
 
 from inference_plane import helm
 from inference_plane.cluster import network
+from inference_plane.commands import _runs
 from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
 from inference_plane.loop.times import TIMES, Times
 from inference_plane.onehost.processes import Processes
@@ -61,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             print(curve.text(profile))
             return 0
-        with _folder(arguments.keep_logs) as folder:
+        with _runs.folder(arguments.keep_logs) as folder:
             return _run(arguments, profile, source, folder, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted: everything is ended")
@@ -128,7 +126,7 @@ def _run(
             f"--target {arguments.target}: is neither demo nor elastic nor a URL. Set http://... or https://..."
         )
     with contextlib.ExitStack() as stack:
-        step = functools.partial(_step, console)
+        step = functools.partial(_runs.step, console)
         plane: Any = None
         driver: drive.Driver = drive.NoDriver()
         if arguments.target == "demo":
@@ -224,28 +222,6 @@ def _tokens(given: list[str]) -> dict[str, str]:
                 "token"
             ) from None
     return found
-
-
-@contextlib.contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="inference-plane-load-") as folder:
-            yield Path(folder)
-    else:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-
-
-@contextlib.contextmanager
-def _step(console: rich.console.Console, what: str) -> Iterator[None]:
-    started = time.monotonic()
-    console.print(f"{what} ...", end=" ")
-    try:
-        yield
-    except BaseException:
-        console.print()
-        raise
-    console.print(f"{time.monotonic() - started:.1f} s")
 
 
 def _positive(text: str) -> float:

@@ -66,6 +66,18 @@ class Restricted(deque[Call]):
         super().append(call)
 
 
+def timed_bedrock(values: Mapping[str, Any], restricted: Restricted) -> Bedrock:
+    """Amazon Bedrock's stand-in for the fallbacks of a catalogue, at its made-up pace; `restricted` sees its calls."""
+    bedrock = Bedrock(
+        fallback_models(values),
+        values["global"]["aws"]["region"],
+        generate=Timed(BEDROCK_SPEED),
+        calls=restricted,  # type: ignore[arg-type]
+    )
+    bedrock.behaviour.update({"first_token_delay": BEDROCK_FIRST_TOKEN})
+    return bedrock
+
+
 class Plane(contextlib.ExitStack):
     """A context manager: the rendered plane on this machine, as `scripts/demo` has it, with engines that keep vLLM's
     time.
@@ -98,13 +110,7 @@ class Plane(contextlib.ExitStack):
         self.dns = stack.enter_context(DnsServer())
         values = environment()
         self.restricted = Restricted()
-        bedrock = Bedrock(
-            fallback_models(values),
-            values["global"]["aws"]["region"],
-            generate=Timed(BEDROCK_SPEED),
-            calls=self.restricted,  # type: ignore[arg-type]
-        )
-        bedrock.behaviour.update({"first_token_delay": BEDROCK_FIRST_TOKEN})
+        bedrock = timed_bedrock(values, self.restricted)
         server = stack.enter_context(ServerThread(bedrock, port=free_port()))
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         kubernetes = stack.enter_context(KubeStandIn())

@@ -22,15 +22,14 @@ from inference_plane.cluster.client import Client, Refused
 from inference_plane.cluster.embedded import Embedded
 from inference_plane.demo.plane import CHART, MIDDLEWARE, NAMESPACE, Step, middleware
 from inference_plane.helm import KUBERNETES_VERSION
-from inference_plane.load.targets import BEDROCK_FIRST_TOKEN, BEDROCK_SPEED, Restricted
-from inference_plane.onehost.bedrock import Bedrock, CredentialEndpoint
+from inference_plane.load.targets import Restricted, timed_bedrock
+from inference_plane.onehost.bedrock import CredentialEndpoint
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.policy import NAME as POLICY
 from inference_plane.onehost.processes import Process, Processes, free_port
-from inference_plane.onehost.router import Router, fallback_models
+from inference_plane.onehost.router import Router
 from inference_plane.onehost.serving import ServerThread
-from inference_plane.onehost.timed import Timed
 
 from .driver import LoopDriver, warning
 from .times import Times
@@ -87,9 +86,7 @@ class Loop(contextlib.ExitStack):
         self.account = stack.enter_context(Account(region))
         _furnish(self.account, environment)
         self.restricted = Restricted()
-        bedrock = Bedrock(
-            fallback_models(environment), region, generate=Timed(BEDROCK_SPEED), calls=self.restricted)  # type: ignore[arg-type]
-        bedrock.behaviour.update({"first_token_delay": BEDROCK_FIRST_TOKEN})
+        bedrock = timed_bedrock(environment, self.restricted)
         server = stack.enter_context(ServerThread(bedrock, port=free_port()))
         credentials = stack.enter_context(CredentialEndpoint(self.folder / "token"))
         self.values = helm.merged(environment, {"router": {
