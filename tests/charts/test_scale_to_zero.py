@@ -14,6 +14,8 @@ from inference_plane.onehost.router import xds_files
 from inference_plane.policy import config
 
 ASLEEP = {"replicas": {"min": 0, "max": 3}}
+BEDROCK = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}}
+HAVE = "(running ?? 0) + (waiting ?? 0)"
 ENGINES = pytest.mark.parametrize("engine", ["vllm", "kserve"])
 
 
@@ -35,7 +37,7 @@ def test_one_formula_of_the_demand_and_of_what_the_engines_have(engine):
     spec = render(engine).find("ScaledObject", "m")["spec"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"], spec["cooldownPeriod"]) == (0, 3, 1800)
     assert spec["advanced"]["scalingModifiers"] == {
-        "formula": "max(demand ?? 1, (running ?? 0) + (waiting ?? 0))",
+        "formula": f"demand == nil ? max(1, {HAVE}) : max(demand, {HAVE})",
         "target": "36",
         "metricType": "AverageValue",
     }
@@ -58,6 +60,30 @@ def test_one_formula_of_the_demand_and_of_what_the_engines_have(engine):
     }
     awake = render(engine, {"replicas": {"min": 1, "max": 3}}).find("ScaledObject", "m")["spec"]
     assert queues == awake["triggers"] and "fallback" not in awake and "cooldownPeriod" not in awake
+    assert awake["advanced"]["scalingModifiers"]["formula"] == "running + waiting"
+
+
+@ENGINES
+def test_what_is_at_the_fallback_wants_an_engine_too(engine):
+    """Of a fleet that never sleeps as well: it would not grow by what it sheds otherwise."""
+    found = FALLBACK | {"replicas": {"min": 2, "max": 3}}
+    spec = render(engine, found, **BEDROCK).find("ScaledObject", "m")["spec"]
+    assert spec["advanced"]["scalingModifiers"]["formula"] == f"demand == nil ? running + waiting : max(demand, {HAVE})"
+    assert spec["fallback"] == {"failureThreshold": 2, "replicas": 2, "behavior": "scalingModifiers"}
+    assert [trigger["name"] for trigger in spec["triggers"]] == ["demand", "running", "waiting"]
+    assert "cooldownPeriod" not in spec
+    alone = render(engine, found, **BEDROCK, autoscaling={"demandPort": None}).find("ScaledObject", "m")["spec"]
+    assert alone["advanced"]["scalingModifiers"]["formula"] == "running + waiting"
+    assert [trigger["name"] for trigger in alone["triggers"]] == ["running", "waiting"] and "fallback" not in alone
+
+
+def test_two_fleets_share_the_demand_of_their_model():
+    canary = {"canary": {"source": "s3://models/m/v2/", "percent": 10, "replicas": {"min": 1, "max": 2}}}
+    rendered = render("vllm", FALLBACK | {"replicas": {"min": 1, "max": 3}} | canary, **BEDROCK)
+    formulas = [o["spec"]["advanced"]["scalingModifiers"]["formula"] for o in rendered.of_kind("ScaledObject")]
+    assert formulas == [f"demand == nil ? running + waiting : max(demand * {share}, {HAVE})" for share in (0.9, 0.1)]
+    asked = {o["spec"]["triggers"][0]["metadata"]["url"] for o in rendered.of_kind("ScaledObject")}
+    assert asked == {"http://router-policy.inference.svc:8091/demand/m"}
 
 
 @ENGINES
@@ -99,6 +125,13 @@ def test_a_canary_of_a_model_that_sleeps_stays_awake():
         ),
         (
             {},
+            {"autoscaling": {"demandPort": None}},
+            "- autoscaling.demandPort: null, while global.models.m.replicas.min is 0. The policy service alone knows that "
+            "somebody asks for a model without replicas, so it would never be started. Set the port of the policy service "
+            "(8091), or m.replicas.min: 1.",
+        ),
+        (
+            {},
             {"autoscaling": {"pollingSeconds": 31}},
             "- autoscaling.pollingSeconds: 31 is more than 30, while m scales to zero. The policy service tells for a "
             "minute that somebody asked, and KEDA could miss it. Set 30 or less.",
@@ -125,8 +158,7 @@ def test_refused(model, over, message):
 )
 def test_notes_say_what_zero_means(fallback, line, tmp_path):
     file = tmp_path / "values.json"
-    network = {"global": {"network": {"bedrockCidrs": ["10.0.1.0/24"]}}}
-    file.write_text(json.dumps(values({"m": merged(MODEL, {**ASLEEP, **fallback})}, **network)))
+    file.write_text(json.dumps(values({"m": merged(MODEL, {**ASLEEP, **fallback})}, **BEDROCK)))
     text = helm.run("install", "x", str(helm.CHARTS / "vllm"), "--dry-run=client", "--values", str(file))
     assert f"  at zero   {line}\n" in text and "One replica of m" not in text
 
@@ -223,3 +255,17 @@ def test_the_umbrella_wants_one_port_of_the_demand():
     given["vllm"] = given["kserve"] = {"autoscaling": {"demandPort": 9091}}
     rendered = helm.template("inference-plane", values=given)
     assert ":9091/demand/m" in rendered.find("ScaledObject", "m")["spec"]["triggers"][0]["metadata"]["url"]
+
+
+def test_the_umbrella_has_keda_ask_no_policy_service_that_is_off():
+    network = {"bedrockCidrs": ["10.0.1.0/24"], "apiServerCidrs": ["10.0.2.0/28"]}
+    model = merged(MODEL, FALLBACK | {"replicas": {"min": 1, "max": 2}})
+    given = values({"m": model}, **{"global": {"network": network}})
+    given |= {"router": {"clientNamespaces": ["c"], "auth": {"mode": "none"}, "policy": {"enabled": False}}}
+    assert refusal("inference-plane", given) == [
+        "- vllm.autoscaling.demandPort: 8091, while router.policy.enabled is false. KEDA would ask nobody how many requests "
+        "want m, and report it as failing for ever. Set null, so that its engines' queues alone count, or "
+        "router.policy.enabled: true."
+    ]
+    given["vllm"] = {"autoscaling": {"demandPort": None}}
+    assert len(helm.template("inference-plane", values=given).find("ScaledObject", "m")["spec"]["triggers"]) == 2

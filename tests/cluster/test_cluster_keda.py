@@ -124,6 +124,9 @@ def problems(cluster, o):
     conditions = (found or {}).get("status", {}).get("conditions") or ()
     said = [f"Ready={c['status']} {c.get('reason')}: {c.get('message')}" for c in conditions if c["type"] == "Ready"]
     said = [line for line in said if not line.startswith("Ready=True")] if said else ["KEDA says nothing yet"]
+    # Without replicas there is no engine to read, and so it is the rule.
+    fallbacks = [c for c in conditions if c["type"] == "Fallback" and o["spec"]["minReplicaCount"]]
+    said += [f"Fallback=True: {c.get('message')}" for c in fallbacks if c["status"] == "True"]
     hpa = autoscaler(cluster, o)
     if hpa is None:
         said.append("it has no autoscaler")
@@ -264,12 +267,29 @@ def test_while_no_engine_can_be_read_the_replicas_stay(cluster, environment):
     most = full(cluster, release, pods)
     awake = [o for o in scaled(release) if o["spec"]["minReplicaCount"]]
     pods.silent = set(most)
+    pods.demand.clear()
     for o in awake:
         cluster.wait("the autoscaler says so", lambda o=o: "ScalingActive=False" in str(problems(cluster, o)))
     pods.requests.clear()
     assert {name: most[name] for name in replicas(cluster, awake)} == replicas(cluster, awake)
     pods.silent = set()
     served(cluster, scaled(release))
+
+
+@STAGING
+def test_a_fleet_grows_by_what_is_elsewhere(cluster, environment):
+    """Its engines have nothing: what wants them is at the fallback, or was turned away."""
+    release, _, pods = environment
+    served(cluster, scaled(release))
+    pods.requests.clear()
+    reads = [o for o in scaled(release) if "demand" in o["spec"]["advanced"]["scalingModifiers"]["formula"]]
+    assert [o for o in reads if o["spec"]["minReplicaCount"]] and [o for o in reads if not o["spec"]["minReplicaCount"]]
+    for wanted in ("maxReplicaCount", "minReplicaCount"):
+        for o in reads:
+            full = float(o["spec"]["advanced"]["scalingModifiers"]["target"])
+            pods.demand[model(o)] = full * o["spec"][wanted] if wanted == "maxReplicaCount" else 0.0
+        expected = {o["metadata"]["name"]: o["spec"][wanted] for o in reads}
+        cluster.wait(f"the replicas are at {wanted}", lambda e=expected: replicas(cluster, reads) == e, 90)
 
 
 def wrong_format(o):

@@ -128,7 +128,8 @@ class Keda:
         self._tolerated = spec["fallback"]["failureThreshold"]
         modifiers = spec["advanced"]["scalingModifiers"]
         # A trigger's name, `??` and a number, in Python.
-        self._formula = re.sub(r"(\w+) \?\? (\d+)", r"(\2 if \1 is None else \1)", modifiers["formula"])
+        formula = re.sub(r"(\w+) \?\? (\d+)", r"(\2 if \1 is None else \1)", modifiers["formula"])
+        self._formula = re.sub(r"^(\w+) == nil \? (.+) : (.+)$", r"\2 if \1 is None else \3", formula)
         self._target = float(modifiers["target"])
         self._behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         self._failures: Counter[str] = Counter()

@@ -7,7 +7,16 @@
 {{- if and (get $.Values $engine).enabled $.Values.router.enabled -}}
 {{- $own := int (get $.Values $engine).autoscaling.demandPort -}}
 {{- $port := int $.Values.router.policy.statusPort -}}
-{{- if ne $own $port -}}
+{{- if and $own (not $.Values.router.policy.enabled) -}}
+{{- range $name, $model := include "plane.models" $ | fromJson -}}
+{{- if and (eq $model.engine $engine) $model.fallback (include "plane.engineScales" $model) -}}
+{{- $refusals = append $refusals (include "plane.refusal" (list (printf "%s.autoscaling.demandPort" $engine)
+      (printf "%d, while router.policy.enabled is false" $own)
+      (printf "KEDA would ask nobody how many requests want %s, and report it as failing for ever" $name)
+      "null, so that its engines' queues alone count, or router.policy.enabled: true")) -}}
+{{- end -}}
+{{- end -}}
+{{- else if and $own (ne $own $port) -}}
 {{- $refusals = append $refusals (include "plane.refusal" (list (printf "%s.autoscaling.demandPort" $engine)
       (printf "%d, while router.policy.statusPort is %d" $own $port)
       "KEDA would ask where nobody answers, and a model at zero replicas would be started for it"

@@ -195,12 +195,29 @@ spec:
       "namespace" .model.namespace "model" .model "rules" $rules) }}
 {{- end -}}
 
+{{/*
+plane.demand: the formula by which KEDA scales a fleet whose requests may be where no engine sees them, which is at its
+fallback or nowhere, while it has no replica. Empty for any other, and where no policy service knows the demand.
+*/}}
+{{- define "plane.demand" -}}
+{{- $model := .model -}}
+{{- $sleeps := include "plane.sleeps" $model -}}
+{{- if and .root.Values.autoscaling.demandPort (or $sleeps $model.fallback) -}}
+{{- $engines := "(running ?? 0) + (waiting ?? 0)" -}}
+{{- $unknown := $sleeps | empty | ternary "running + waiting" (printf "max(1, %s)" $engines) -}}
+{{- /* The demand is that of the model; each of two fleets has its share of it. */ -}}
+{{- $percent := int $model.percent -}}
+{{- $own := eq $percent 100 | ternary "demand" (printf "demand * %v" (divf $percent 100)) -}}
+{{ printf "demand == nil ? %s : max(%s, %s)" $unknown $own $engines }}
+{{- end -}}
+{{- end -}}
+
 {{/* KEDA's part of a fleet. */}}
 {{- define "plane.engineScaledObject" -}}
 {{- $root := .root -}}
 {{- $model := .model -}}
 {{- $metrics := dict "running" "vllm:num_requests_running" "waiting" "vllm:num_requests_waiting" -}}
-{{- $sleeps := include "plane.sleeps" $model -}}
+{{- $demand := include "plane.demand" (dict "root" $root "model" $model) -}}
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
 metadata:
@@ -213,18 +230,22 @@ spec:
   minReplicaCount: {{ int $model.replicas.min }}
   maxReplicaCount: {{ int $model.replicas.max }}
   pollingInterval: {{ int $root.Values.autoscaling.pollingSeconds }}
-  {{- if $sleeps }}
+  {{- if include "plane.sleeps" $model }}
   cooldownPeriod: {{ int $root.Values.autoscaling.cooldownSeconds }}
+  {{- end }}
+  {{- if $demand }}
   # A value that could not be read three times is nil in the formula, so that a short silence neither wakes nor ends
   # anything. Without replicas the engines' values always are, and KEDA's condition Fallback says so.
-  fallback: {failureThreshold: 2, replicas: 1, behavior: scalingModifiers}
+  fallback: {failureThreshold: 2, replicas: {{ max 1 (int $model.replicas.min) }}, behavior: scalingModifiers}
   {{- end }}
   advanced:
     scalingModifiers:
-      {{- if $sleeps }}
+      {{- if $demand }}
       # What wants an engine, wherever it is now, or what the engines have, whichever is more, over what one replica is
-      # meant to have. A demand that nobody knows is 1: it wakes one replica, and ends none but for want of work.
-      formula: max(demand ?? 1, (running ?? 0) + (waiting ?? 0))
+      # meant to have. What is at the fallback is in no engine, so that without the demand a fleet that sheds would
+      # never grow. A demand that nobody knows ends no replica but for want of work: the engines alone count then, and
+      # while they cannot be read either the number stays, or is one where it may be none.
+      formula: {{ $demand | quote }}
       {{- else }}
       # Requests in the engines over what one replica is meant to have. The queue alone would take replicas away as soon
       # as it is empty, however busy they are. No `??`: while no engine can be read the number of replicas stays.
@@ -242,7 +263,7 @@ spec:
             - {type: Pods, value: {{ int $pace.pods }}, periodSeconds: {{ int $pace.periodSeconds }}}
         {{- end }}
   triggers:
-    {{- if $sleeps }}
+    {{- if $demand }}
     - type: metrics-api
       name: demand
       metadata:

@@ -92,6 +92,11 @@ catalogue that concern every chart.
       "0 scales a canary to zero"
       "The stable fleet answers while a canary sleeps, so that nothing would be learned of it"
       "replicas.min to 1, or canary: null") -}}
+{{- else if not $autoscaling.demandPort -}}
+{{- include "plane.refusal" (list "autoscaling.demandPort"
+      (printf "null, while %s is 0" $path)
+      "The policy service alone knows that somebody asks for a model without replicas, so it would never be started"
+      (printf "the port of the policy service (8091), or %s.replicas.min: 1" .model.name)) -}}
 {{- else if le (int $autoscaling.cooldownSeconds) (int .model.startSeconds) -}}
 {{- include "plane.refusal" (list "autoscaling.cooldownSeconds"
       (printf "%d is not above the %d s that %s takes to start" (int $autoscaling.cooldownSeconds)
