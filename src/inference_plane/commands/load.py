@@ -16,7 +16,7 @@ import rich.console
 from inference_plane import helm
 from inference_plane.cluster import network
 from inference_plane.commands import _runs
-from inference_plane.load import curve, drive, marks, profiles, report, router, targets, thresholds
+from inference_plane.load import curve, drive, marks, profiles, report, returns, router, targets, thresholds
 from inference_plane.loop.times import TIMES, Times
 from inference_plane.onehost.processes import Processes
 
@@ -178,6 +178,8 @@ def _run(
         # By content, whatever a profile demands: an answer does not tell where its prompt has been.
         verdicts.append(thresholds.nothing_left(plane.restricted.count))
     fleet = plane.fleet(outcome.began) if plane else ()
+    if verdict := thresholds.returned(returns.returns(fleet)):
+        verdicts.append(verdict)
     made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
     print(report.text(made))
     for kind, write in WRITERS.items():

@@ -21,6 +21,7 @@ from . import measures
 from .drive import Outcome
 from .measures import percentile
 from .profiles import TIMES, Profile
+from .returns import Return, returns
 from .samples import ANSWERED, CANCELLED, FAILED, UNSENT, Sample
 from .thresholds import Verdict
 
@@ -70,6 +71,7 @@ def document(
             "windows": [dataclasses.asdict(window) for window in measures.timeline(outcome.samples, profile, width)],
         },
         "fleet": list(fleet),
+        "returns": [dataclasses.asdict(each) for each in returns(fleet)],
     }
 
 
@@ -159,6 +161,7 @@ def _lines(made: Mapping[str, Any]) -> list[str]:
             f"router: {compared['compared']} requests compared with its audit lines, differences: {differences}"
             + (f"; clients saw later than the router, at the median: {more}" if more else "")
         )
+    lines += [str(Return(**each)) for each in made["returns"]]
     for verdict in made["thresholds"]:
         value = "nothing was measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
         lines.append(f"{'kept    ' if verdict['kept'] else 'NOT KEPT'} {verdict['threshold']}: {value}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from . import measures
 from .profiles import TIMES, Profile, Threshold
+from .returns import WITHIN_SECONDS, Return
 from .samples import Sample
 
 
@@ -31,6 +32,15 @@ def judge(profile: Profile, samples: Sequence[Sample]) -> list[Verdict]:
 def nothing_left(prompts: int) -> Verdict:
     """Of restricted prompts that were found outside by their content."""
     return Verdict("restricted prompts at Amazon Bedrock's stand-in at most 0", prompts, prompts == 0)
+
+
+def returned(found: Sequence[Return]) -> Verdict | None:
+    """Of the times in which a share fell back and engines came: the longest way back. None where there was none."""
+    seconds = [each.seconds for each in found if each.seconds is not None]
+    if not seconds:
+        return None
+    what = f"seconds from the last engine to all at the fleet at most {WITHIN_SECONDS:g}"
+    return Verdict(what, max(seconds), max(seconds) <= WITHIN_SECONDS)
 
 
 def named(threshold: Threshold) -> str:
