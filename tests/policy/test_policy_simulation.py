@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from policy_simulation import NAME, Result, World
 
+from inference_plane.bench.simulation import NAME, Result, World
 from inference_plane.policy.book import Book
 from inference_plane.policy.decide import Memory, Reason
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from policy_simulation import NAME, Request, World
 from test_policy_simulation import HOUR, simulate, surge
 
 from inference_plane import helm
+from inference_plane.bench.simulation import NAME, Request, World
 
 START = 240  # seconds: a node and the weights, in this world
 NOBODY = lambda t: 0.0  # noqa: E731

@@ -13,7 +13,19 @@ import rich.console
 import rich.table
 
 from inference_plane import helm
-from inference_plane.bench import affinity, generator, growth, memory, messages, peers, reaction, report, router, soak
+from inference_plane.bench import (
+    affinity,
+    generator,
+    growth,
+    memory,
+    messages,
+    peers,
+    reaction,
+    report,
+    router,
+    soak,
+    tuning,
+)
 from inference_plane.bench.costs import WITHOUT
 from inference_plane.bench.load import LoadError
 from inference_plane.commands import _environment
@@ -30,6 +42,7 @@ examples:
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
   scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
+  scripts/bench tuning --png t.png      what the values of an elastic fleet do to a surge: simulated, five minutes
   scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
   scripts/bench suite memory reaction   two of its parts: ten minutes
 
@@ -62,13 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     own.add_argument("--seconds", type=_within(1, 600), default=30.0, help="of requests (default 30)")
     own.add_argument("--rate", type=_within(0.1, 1000), default=20.0, help="requests a second (default 20)")
     own.set_defaults(measure=measure_generator)
+    values = subjects.add_parser("tuning", help="what the values of autoscaling and of the policy do to a surge, simulated")
+    values.add_argument("--png", type=Path, metavar="FILE", help="draw it")
+    values.set_defaults(measure=measure_tuning)
     whole = subjects.add_parser("suite", help="growth, reaction, memory and a soak in one run")
     whole.add_argument("parts", metavar="PART", nargs="*", help=f"{', '.join(PARTS)}; default: all, in this order")
     whole.add_argument("--minutes", type=_within(0.5, 1440), default=30.0, help="of the soak (default 30)")
     whole.add_argument("--rate", type=_within(0.1, 200), default=10.0, help="clients a second of the soak (default 10)")
     whole.add_argument("--rounds", type=_within(1, 50), default=3, help="of growth and reaction (default 3)")
     whole.set_defaults(measure=measure_suite)
-    for subject in (costs, size, kept, own, whole):
+    for subject in (costs, size, kept, own, values, whole):
         subject.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     if unknown := sorted(set(vars(arguments).get("parts", ())) - set(PARTS)):
@@ -188,6 +204,13 @@ def measure_suite(arguments: argparse.Namespace, progress: Callable[[str], None]
         {"machine": began, **{name: shown.document for name, shown in found.items()}},
         rich.console.Group(*(shown.table for shown in found.values()), machine),
         max(shown.status for shown in found.values()))
+
+
+def measure_tuning(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
+    rows, drawn = tuning.measure(progress=progress)
+    if arguments.png:
+        tuning.picture(rows, drawn, arguments.png)
+    return Shown([dataclasses.asdict(row) for row in rows], tuning.table(rows))
 
 
 def measure_generator(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:

@@ -124,8 +124,10 @@ class Keda:
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.period = spec["pollingInterval"]
-        self._min, self._max, self._cooldown = spec["minReplicaCount"], spec["maxReplicaCount"], spec["cooldownPeriod"]
-        self._tolerated = spec["fallback"]["failureThreshold"]
+        self._min, self._max = spec["minReplicaCount"], spec["maxReplicaCount"]
+        # A model that keeps a replica has no cooldown, and without a demand no value that may be missing.
+        self._cooldown = spec.get("cooldownPeriod", 0)
+        self._tolerated = spec.get("fallback", {}).get("failureThreshold", 0)
         modifiers = spec["advanced"]["scalingModifiers"]
         # A trigger's name, `??` and a number, in Python.
         formula = re.sub(r"(\w+) \?\? (\d+)", r"(\2 if \1 is None else \1)", modifiers["formula"])
