@@ -294,6 +294,21 @@ def test_the_report_as_files(tmp_path: Path) -> None:
     assert (tmp_path / "png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_event_is_told_with_what_became_of_its_phase() -> None:
+    """Its phase is that of its moment; a cut stream is a lost request, a 503 is not."""
+    phase = PROFILE.curve[0].name
+    samples = [sample(n, phase=phase) for n in range(3)] + [
+        sample(3, phase=phase, outcome=FAILED, error="cut stream"),
+        sample(4, phase=phase, outcome=FAILED, error="http 503"),
+    ]
+    made = report.document(PROFILE, "demo", outcome(samples), thresholds.judge(PROFILE, samples), None)
+    assert made["events"][0]["phase"] == phase
+    assert (
+        f"rollout at 1 s: over after 2 s; of 5 requests in its phase {phase} 2 failed, 1 of them lost, 1 cut streams; "
+        "0.0% from Bedrock" in report.text(made)
+    )
+
+
 def test_an_open_loop_that_was_not_kept_is_said() -> None:
     samples = [sample(0, sent=5.0), sample(1, outcome=UNSENT, sent=None, first=None, total=None)]
     made = report.document(PROFILE, "demo", outcome(samples), thresholds.judge(PROFILE, samples), None)

@@ -137,6 +137,14 @@ class Profile:
                 found.setdefault(tenant, set()).add(kind.model)
         return {tenant: sorted(models) for tenant, models in found.items()}
 
+    def phase(self, at: float) -> Phase:
+        """That of a second of the run; the last one's from its end on."""
+        for phase in self.curve[:-1]:
+            if at < phase.seconds:
+                return phase
+            at -= phase.seconds
+        return self.curve[-1]
+
     def scaled(self, time: float = 1.0, rate: float = 1.0) -> Profile:
         """The same in a `time`-th of the time, with `rate` times the requests a second.
 

@@ -65,7 +65,9 @@ def document(
             "locust": generator.stats,
         },
         "router": dict(compared) if compared is not None else None,
-        "events": [dataclasses.asdict(acted) for acted in outcome.acted],
+        "events": [
+            dataclasses.asdict(acted) | {"phase": profile.phase(acted.at).name} for acted in outcome.acted
+        ],
         "timeline": {
             "seconds": width,
             "windows": [dataclasses.asdict(window) for window in measures.timeline(outcome.samples, profile, width)],
@@ -161,11 +163,24 @@ def _lines(made: Mapping[str, Any]) -> list[str]:
             f"router: {compared['compared']} requests compared with its audit lines, differences: {differences}"
             + (f"; clients saw later than the router, at the median: {more}" if more else "")
         )
+    lines += [_event(each, made["measures"]["by_phase"]) for each in made["events"]]
     lines += [str(Return(**each)) for each in made["returns"]]
     for verdict in made["thresholds"]:
         value = "nothing was measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
         lines.append(f"{'kept    ' if verdict['kept'] else 'NOT KEPT'} {verdict['threshold']}: {value}")
     return lines
+
+
+def _event(event: Mapping[str, Any], phases: Mapping[str, Any]) -> str:
+    """What an event took, and what became of the requests of its phase."""
+    line = f"{event['mark']} at {event['began']:.0f} s: over after {event['ended'] - event['began']:.0f} s"
+    if (part := phases.get(event["phase"])) is None:
+        return f"{line}; in its phase {event['phase']} was no request"
+    cut = sum(count for error, count in part["errors"].items() if error.startswith("cut stream"))
+    return (
+        f"{line}; of {part['requests']} requests in its phase {event['phase']} {part['outcomes'][FAILED]} failed, "
+        f"{part['lost']} of them lost, {cut} cut streams; {_share(part['fallback'])} from Bedrock"
+    )
 
 
 def write_json(path: Path, made: Mapping[str, Any], samples: Sequence[Sample], profile: Profile) -> None:
