@@ -96,7 +96,8 @@ def slices(targets: list[Target]) -> Slices:
 @pytest.fixture
 def url(ingress: Any, slices: Slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(balancer, "NOTICE_SECONDS", 0.1)
-    with Processes() as processes, balancer.Balancer(processes, ingress, slices, tmp_path) as made:  # type: ignore[arg-type]
+    api: Any = slices
+    with Processes() as processes, balancer.Balancer(processes, ingress, api, tmp_path) as made:
         yield made.url
 
 

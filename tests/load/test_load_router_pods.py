@@ -53,8 +53,8 @@ class Api:
         assert (version, kind, namespace, subresource) == ("v1", "Pod", "inference", "status")
         self.pods[name] |= copy.deepcopy(dict(change))
 
-    def delete(self, version: str, kind: str, name: str, namespace: str, *, gracePeriodSeconds: int) -> None:  # noqa: N803
-        assert (version, kind, namespace, gracePeriodSeconds) == ("v1", "Pod", "inference", 0)
+    def delete(self, version: str, kind: str, name: str, namespace: str, **query: int) -> None:
+        assert (version, kind, namespace, query) == ("v1", "Pod", "inference", {"gracePeriodSeconds": 0})
         del self.pods[name]
 
     def ready(self, name: str) -> bool:
@@ -125,7 +125,8 @@ def render(issuer: Issuer, dns: DnsServer) -> helm.Render:
 @pytest.fixture
 def plane(render: helm.Render, issuer: Issuer, tmp_path: Path) -> Iterator[Plane]:
     api, addresses = Api(render), iter(free_addresses(2, PORT))
-    with Processes() as processes, RouterPods(api, processes, tmp_path, addresses) as kubelet:  # type: ignore[arg-type]
+    as_client: Any = api
+    with Processes() as processes, RouterPods(as_client, processes, tmp_path, addresses) as kubelet:
         yield Plane(api, kubelet, tmp_path, issuer.token("care"))
 
 
@@ -174,5 +175,6 @@ def test_only_what_an_envoy_listens_on_is_placed_at_its_pod(render: helm.Render)
     no_capacity = [("127.0.0.1", 8082)] * 2  # an endpoint of each of the two fleets
     assert [(file, was, port) for file, was, _, port in changed] == [
         (file, f'"address": "{address}",', f'"port_value": {port}')
-        for file, sockets in (("bootstrap.json", bootstrap), ("clusters.json", no_capacity)) for address, port in sockets
+        for file, sockets in (("bootstrap.json", bootstrap), ("clusters.json", no_capacity))
+        for address, port in sockets
     ]

@@ -1,15 +1,15 @@
-"""A stand-in for the internal Application Load Balancer in front of the routers: an Envoy that is told what the rendered
-Ingress says.
+"""A stand-in for the internal Application Load Balancer in front of the routers: an Envoy that is told what the
+rendered Ingress says.
 
-Of the Ingress it takes the health check, the algorithm, the idle timeouts and the Service. Its targets are the ready
+Of the Ingress it takes the health check, the algorithm, the idle timeout and the Service. Its targets are the ready
 addresses of that Service, read again every few seconds, as the AWS Load Balancer Controller registers and deregisters
-pods. A deregistered target gets no new request, and what runs there goes on. Nothing is sent a second time, and where no
-target is healthy all of them are asked, as an ALB does.
+pods. A deregistered target gets no new request, and what runs there goes on. Nothing is sent a second time, and where
+no target is healthy all of them are asked, as an ALB does.
 
-Not as an ALB: one process instead of a node a zone, plain HTTP, no firewall, no certificates. What runs on a deregistered
-target is never cut at the deregistration delay, which the chart keeps below the time at which the router itself cuts. A
-new target is asked as soon as its first check has passed, which is at once; an ALB takes some seconds, which readiness
-gates wait for.
+Not as an ALB: one process instead of a node a zone, plain HTTP, no firewall, no certificates; what it refuses by itself
+is 503. What runs on a deregistered target is not cut at the deregistration delay, since the router has cut it by then:
+the chart refuses a delay above `router.drainSeconds`. A new target is asked once its first check has passed, which is
+at once; an ALB takes some seconds, which readiness gates wait for.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def configuration(ingress: Object, port: int, admin: int, targets_file: str) -> 
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {
             "resource_api_version": "V3",
-            "path_config_source": {"path": targets_file, "watched_directory": {"path": str(Path(targets_file).parent)}}}},
+            "path_config_source": {
+                "path": targets_file, "watched_directory": {"path": str(Path(targets_file).parent)}}}},
         **ALGORITHMS[group["load_balancing.algorithm.type"]],
         "connect_timeout": "10s",
         "common_lb_config": {"healthy_panic_threshold": {"value": 1}},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inference_plane import helm
@@ -30,7 +31,7 @@ class LoopDriver:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._upgrades = 0
+        self._versions = itertools.count(2)
         self._changed: dict[str, Any] = {}
         self._acts: dict[str, Callable[[], None]] = {
             "rollout": self._rollout,
@@ -44,26 +45,25 @@ class LoopDriver:
         self.marks: Sequence[str] = tuple(self._acts)
 
     def act(self, mark: str) -> None:
-        """Returns when it is over, and every fleet and the routers are whole again. Raises TimeoutError where it is not."""
+        """Returns when it is over, and every fleet and the routers are whole again; else raises TimeoutError."""
         self._acts[mark]()
         self._whole()
 
     def _rollout(self) -> None:
         """Every model gets its next version."""
-        models = self._loop.values["global"]["models"]
-        self._upgrade(lambda number: {
-            "global": {"models": {name: {"source": f"s3://models/{name}/v{number + 1}/"} for name in models}}})
+        version = next(self._versions)
+        models = {name: {"source": f"s3://models/{name}/v{version}/"} for name in self._loop.values["global"]["models"]}
+        self._upgrade({"global": {"models": models}})
 
     def _rollout_routers(self) -> None:
         """A line of Envoy's bootstrap is another one, which a running Envoy does not read."""
-        self._replace_routers(lambda number: {"router": {"limits": {"downstreamConnections": 20000 + number}}})
+        self._replace_routers({"router": {"limits": {"downstreamConnections": 20000 + next(self._versions)}}})
 
     def _rollout_envoy(self) -> None:
-        """Envoy's image is another one; its binary here is the same."""
-        self._replace_routers(lambda number: {
-            "global": {"images": {"envoy": {"tag": f"distroless-v1.40.0-{number}"}}}})
+        """Envoy's image has another tag; what runs is the same."""
+        self._replace_routers({"global": {"images": {"envoy": {"tag": f"another-{next(self._versions)}"}}}})
 
-    def _replace_routers(self, changed: Callable[[int], dict[str, Any]]) -> None:
+    def _replace_routers(self, changed: Mapping[str, Any]) -> None:
         """The Deployment replaces every router; over when those that were there have left."""
         before = self._routers()
         self._upgrade(changed)
@@ -72,10 +72,9 @@ class LoopDriver:
     def _routers(self) -> set[str]:
         return {_name(pod) for pod in self._loop.router.pods()}
 
-    def _upgrade(self, changed: Callable[[int], dict[str, Any]]) -> None:
-        """`helm upgrade`, as people do it, with what earlier ones have changed. `changed` is told which one it is."""
-        self._upgrades += 1
-        self._changed = helm.merged(self._changed, changed(self._upgrades))
+    def _upgrade(self, changed: Mapping[str, Any]) -> None:
+        """`helm upgrade`, as people do it, on top of what earlier ones have changed."""
+        self._changed = helm.merged(self._changed, changed)
         self._loop.install(helm.merged(self._loop.values, self._changed))
 
     def _drain(self) -> None:

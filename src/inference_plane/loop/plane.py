@@ -159,16 +159,15 @@ class Loop(contextlib.ExitStack):
         self.policy_url = f"http://127.0.0.1:{json.loads(text)['listen']['statusPort']}"
         return self._python(
             "policy", "inference_plane.policy", {"--config": file, "--kubernetes": f"http://127.0.0.1:{port}"},
-            self.folder / "policy.log", f"{self.policy_url}/live")
+            self.folder / "policy.log", f"{self.policy_url}/live", {"POD_NAME": f"{POLICY}-0", "POD_IP": "127.0.0.1"})
 
     def _python(
-        self, name: str, module: str, options: dict[str, Any], log: Path, ready: Any, more: Mapping[str, str] = {}
+        self, name: str, module: str, options: dict[str, Any], log: Path, ready: Any, more: Mapping[str, str]
     ) -> Process:
         words = [str(word) for pair in options.items() for word in pair]
         return self.processes.start(
             name, [sys.executable, "-m", module, *words],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "POD_NAME": f"{POLICY}-0", "POD_IP": "127.0.0.1", **more},
-            log_path=log, ready=ready, timeout=60)
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **more}, log_path=log, ready=ready, timeout=60)
 
 
 def _furnish(account: Account, environment: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The kubelet of router pods, in the process of that of engines (`kubelet`).
 
-Each pod of the Deployment `router` becomes its two containers: Envoy, on what the API server's ConfigMaps hold, and the
-process that drains it. A pod that is asked to end is ended as a kubelet ends a pod with a native sidecar: SIGTERM to the
-main container, and to Envoy when that has ended, or at the pod's grace period.
+Each pod of the Deployment `router` becomes its two containers: Envoy, on what the API server's ConfigMaps hold, and
+the process that drains it. A pod that is asked to end is ended as a kubelet ends one with a native sidecar: SIGTERM to
+the main container, and to Envoy when that has ended, or at the pod's grace period.
 
 Real: the pod's containers with their arguments, its ConfigMaps, its readiness probe, its end. Stand in: images, which
 are there at once, whatever their tag, and are the Envoy and the package of this checkout; the pod's network. Every pod

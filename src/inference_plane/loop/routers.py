@@ -39,13 +39,15 @@ class Routers:
         """
         self._wait(
             f"{replicas} routers, each with healthy engines {dict(wanted)}", timeout,
-            lambda each: each.engines_seen(wanted), lambda seen: len(seen) == replicas and all(s == wanted for s in seen))
+            lambda each: each.engines_seen(wanted),
+            lambda seen: len(seen) == replicas and all(each == wanted for each in seen))
 
     def wait_for_fleets(self, timeout: float) -> None:
         """Returns once no share falls back at any router. Raises as `wait_for_engines`."""
         self._wait(
             "no share that falls back at any router", timeout,
-            lambda each: each.runtime("fallback."), lambda seen: all(set(shares.values()) == {"0"} for shares in seen))
+            lambda each: each.runtime("fallback."),
+            lambda seen: all(set(shares.values()) == {"0"} for shares in seen))
 
     def _wait(
         self, what: str, timeout: float, ask: Callable[[Witness], Any], good: Callable[[list[Any]], bool]
