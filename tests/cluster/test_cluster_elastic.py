@@ -35,6 +35,7 @@ users: 120
 curve:
   - {phase: busy, for: 75s, rate: 7}
   - {phase: rollout, for: 60s, rate: 1}
+  - {phase: routers, for: 50s, rate: 3}
 requests:
   chat:
     weight: 1
@@ -53,6 +54,7 @@ retry: {times: 3, atMost: 10s}
 slo: {ttft: 5s}
 events:
   - {at: 80s, mark: rollout}
+  - {at: 140s, mark: router-rollout}
 thresholds:
   - {measure: failed, atMost: 0}
   - {measure: lost, atMost: 0}
@@ -61,7 +63,7 @@ thresholds:
 """
 
 
-def test_a_busy_fleet_grows_on_nodes_that_come_and_is_rolled_without_a_loss(tmp_path):
+def test_a_busy_fleet_grows_on_nodes_that_come_and_it_and_its_routers_are_rolled_without_a_loss(tmp_path):
     file = tmp_path / "busy.yaml"
     file.write_text(PROFILE)
     made = load(tmp_path, str(file))
@@ -70,6 +72,10 @@ def test_a_busy_fleet_grows_on_nodes_that_come_and_is_rolled_without_a_loss(tmp_
     # KEDA asked for more, and they came: a pod of the plane's own on a node that Karpenter launched.
     assert max(one["replicas"] for one in fleet) > 1 and max(one["ready"] for one in fleet) > 1
     assert max(reading["nodes"].get("on-demand", 0) for reading in made["fleet"]) >= 1
-    assert made["events"][0]["mark"] == "rollout"
-    # Both versions have answered, and every answer is in the router's own lines.
+    assert [event["mark"] for event in made["events"]] == ["rollout", "router-rollout"]
+    # There were never fewer routers than the chart says, and those that left and those that came have all answered.
+    assert min(reading["routers"] for reading in made["fleet"]) == 2
+    lines = [len((folder / "audit.jsonl").read_text()) for folder in (tmp_path / "logs" / "routers").iterdir()]
+    assert len(lines) == 4 and all(lines)
+    # Both versions have answered, and every answer is in the routers' own lines.
     assert made["router"]["compared"] > 0 and not any(made["router"]["differences"].values())

@@ -255,6 +255,18 @@ def test_the_dry_run_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None
     assert "requests in 240 s (948.0 expected, poisson, seed 3)" in shown
 
 
+def test_a_mark_takes_the_place_of_the_profiles_one_event(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["rollout", "--mark=router-rollout", "--dry-run"]) == 0
+    assert "router-rollout" in capsys.readouterr().out
+    assert command.main(["steady", "--mark=router-rollout", "--dry-run"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --mark router-rollout: steady has 0 events. One mark stands in place of one other. Set a profile with "
+        "one event, such as rollout\n"
+    )
+    assert command.main(["rollout", "--mark=router-rollout"]) == 2
+    assert "nothing acts on its events router-rollout at demo" in capsys.readouterr().err
+
+
 def test_the_generators_times_are_the_servers() -> None:
     """Against known delays: nothing is measured before the server wrote it, and every token is in its place."""
     rows, facts = generator.measure(seconds=2, rate=10, progress=lambda line: None)

@@ -14,7 +14,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,11 @@ class Component:
 class Embedded:
     """A control plane in `folder`, which must be empty; `processes` ends it.
 
-    `kubeconfig` is an administrator's, and `server` the API server's address. KWOK leaves the pods of the component
+    `kubeconfig` is an administrator's, and `server` the API server's address. KWOK leaves the pods of the components
     `left_out` (their label `app.kubernetes.io/component`) to another kubelet.
     """
 
-    def __init__(self, folder: Path, processes: Processes, left_out: str = "") -> None:
+    def __init__(self, folder: Path, processes: Processes, left_out: Sequence[str] = ()) -> None:
         self.folder, self._left_out = folder.resolve(), left_out
         self.kubeconfig = self.folder / "kubeconfig"
         self.server = f"https://127.0.0.1:{free_port()}"
@@ -156,12 +156,12 @@ def build() -> tuple[dict[str, Path], Path]:
     return {name: tools.build(name) for name in TOOLS}, _stages()
 
 
-def _without(stages: str, component: str) -> str:
-    """The stages, of which those of pods do not apply to a component's; all as they are where none is named."""
-    if not component:
+def _without(stages: str, components: Sequence[str]) -> str:
+    """The stages, of which those of pods do not apply to these components'; all as they are where none is named."""
+    if not components:
         return stages
     found = list(yaml.safe_load_all(stages))
-    other = {"key": '.metadata.labels["app.kubernetes.io/component"]', "operator": "NotIn", "values": [component]}
+    other = {"key": '.metadata.labels["app.kubernetes.io/component"]', "operator": "NotIn", "values": [*components]}
     for stage in found:
         if stage["spec"]["resourceRef"]["kind"] == "Pod":
             stage["spec"]["selector"]["matchExpressions"].append(other)

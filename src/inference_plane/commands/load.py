@@ -23,6 +23,7 @@ from inference_plane.onehost.processes import Processes
 EPILOG = """\
 examples:
   scripts/load smoke --target elastic --png t.png         with real KEDA and Karpenter, and nodes that come
+  scripts/load rollout --target elastic --mark router-rollout   every router is replaced under load
   scripts/load smoke                                      half a minute against the plane on this machine
   scripts/load monday-surge --dry-run                     the curve, and what it would send
   scripts/load monday-surge --time-scale 10 --html r.html the surge in a tenth of the time, with a report
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         source = profiles.find(arguments.profile)
         profile = profiles.load(arguments.profile).scaled(arguments.time_scale, arguments.rate_scale)
+        profile = profile.marked(arguments.mark) if arguments.mark else profile
         own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
         profile = dataclasses.replace(profile, **own)
         if arguments.target == "elastic" and not arguments.dry_run:
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COMMAND",
         help="acts on the profile's events: `COMMAND marks` lists them, `COMMAND act MARK`",
     )
+    parser.add_argument("--mark", metavar="MARK", help="in place of the profile's one event, such as router-rollout")
     parser.add_argument("--time-scale", type=_positive, default=1.0, help="compress curve and events so many times")
     parser.add_argument("--rate-scale", type=_positive, default=1.0, help="multiply the requests a second")
     parser.add_argument("--seed", type=int, help="in place of the profile's")

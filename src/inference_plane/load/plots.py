@@ -70,6 +70,8 @@ def _fleet(queue: Axes, replicas: Axes, nodes: Axes, fleet: Sequence[Mapping[str
         for key, label, line in (("replicas", "wanted", ":"), ("ready", "ready", "-")):
             values = [one[key] for one in of]
             replicas.step(at, values, where="post", color=color, linestyle=line, label=f"{name}: {label}")
+    routers = [reading.get("routers", 0) for reading in fleet]
+    replicas.step(at, routers, where="post", color="grey", label="routers: ready")
     kinds = sorted({kind for reading in fleet for kind in reading["nodes"]})
     counts = [[reading["nodes"].get(kind, 0) for reading in fleet] for kind in kinds]
     nodes.stackplot(at, counts, labels=kinds, step="post", alpha=0.5)

@@ -158,6 +158,15 @@ class Profile:
         events = tuple(dataclasses.replace(event, at=event.at / time) for event in self.events)
         return dataclasses.replace(self, curve=curve, events=events)
 
+    def marked(self, mark: str) -> Profile:
+        """The same whose one event is another mark. Raises ProfileError where it has not exactly one."""
+        if len(self.events) != 1:
+            raise ProfileError(
+                f"--mark {mark}: {self.name} has {len(self.events)} events. One mark stands in place of one other. Set "
+                "a profile with one event, such as rollout"
+            )
+        return dataclasses.replace(self, events=(dataclasses.replace(self.events[0], mark=mark),))
+
 
 def names() -> list[str]:
     """The profiles of this checkout."""

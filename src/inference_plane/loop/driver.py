@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from inference_plane import helm
 from inference_plane.cluster.client import Object, Refused
 from inference_plane.cluster.karpenter import instances_of
 
@@ -26,13 +27,16 @@ _POLL = 0.5
 
 
 class LoopDriver:
-    """Knows rollouts, drains, reclaimed and lost nodes, and a zone that goes."""
+    """Knows rollouts of engines and routers, drains, reclaimed and lost nodes, and a zone that goes."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._versions = 1
+        self._versions = itertools.count(2)
+        self._changed: dict[str, Any] = {}
         self._acts: dict[str, Callable[[], None]] = {
             "rollout": self._rollout,
+            "router-rollout": self._rollout_routers,
+            "envoy-rollout": self._rollout_envoy,
             "node-drain": self._drain,
             "spot-reclaim": self._reclaim,
             "node-loss": lambda: self._lose(self._nodes()[:1]),
@@ -41,17 +45,37 @@ class LoopDriver:
         self.marks: Sequence[str] = tuple(self._acts)
 
     def act(self, mark: str) -> None:
-        """Returns when it is over and every fleet is whole again. Raises TimeoutError where it is not."""
+        """Returns when it is over, and every fleet and the routers are whole again; else raises TimeoutError."""
         self._acts[mark]()
         self._whole()
 
     def _rollout(self) -> None:
-        """Every model gets its next version: `helm upgrade`, as people do it."""
-        self._versions += 1
-        values = copy.deepcopy(self._loop.values)
-        for name, entry in values["global"]["models"].items():
-            entry["source"] = f"s3://models/{name}/v{self._versions}/"
-        self._loop.install(values)
+        """Every model gets its next version."""
+        version = next(self._versions)
+        models = {name: {"source": f"s3://models/{name}/v{version}/"} for name in self._loop.values["global"]["models"]}
+        self._upgrade({"global": {"models": models}})
+
+    def _rollout_routers(self) -> None:
+        """A line of Envoy's bootstrap is another one, which a running Envoy does not read."""
+        self._replace_routers({"router": {"limits": {"downstreamConnections": 20000 + next(self._versions)}}})
+
+    def _rollout_envoy(self) -> None:
+        """Envoy's image has another tag; what runs is the same."""
+        self._replace_routers({"global": {"images": {"envoy": {"tag": f"another-{next(self._versions)}"}}}})
+
+    def _replace_routers(self, changed: Mapping[str, Any]) -> None:
+        """The Deployment replaces every router; over when those that were there have left."""
+        before = self._routers()
+        self._upgrade(changed)
+        self._until("every router is replaced", lambda: not before & self._routers())
+
+    def _routers(self) -> set[str]:
+        return {_name(pod) for pod in self._loop.router.pods()}
+
+    def _upgrade(self, changed: Mapping[str, Any]) -> None:
+        """`helm upgrade`, as people do it, on top of what earlier ones have changed."""
+        self._changed = helm.merged(self._changed, changed)
+        self._loop.install(helm.merged(self._loop.values, self._changed))
 
     def _drain(self) -> None:
         """`kubectl drain` of a node: cordoned, then every pod evicted, as often as a disruption budget says no."""
@@ -111,7 +135,7 @@ class LoopDriver:
     def _whole(self) -> None:
         def missing() -> dict[str, Any]:
             found = {}
-            for name in self._loop.models:
+            for name in (*self._loop.models, "router"):
                 each = self._loop.client.get("apps/v1", "Deployment", name, self._loop.namespace)
                 status, wanted = each["status"], each["spec"]["replicas"]
                 current = status.get("observedGeneration") == each["metadata"]["generation"]
@@ -119,7 +143,7 @@ class LoopDriver:
                     found[name] = status
             return found
 
-        self._until("every fleet is whole", lambda: not missing())
+        self._until("every fleet and the routers are whole", lambda: not missing())
 
     def _until(self, what: str, check: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE

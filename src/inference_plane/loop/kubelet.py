@@ -1,4 +1,4 @@
-"""The kubelet of engine pods, `python -m inference_plane.loop.kubelet`.
+"""The kubelet of engine pods, `python -m inference_plane.loop.kubelet`, and of router pods (`router_pods`).
 
 For each engine pod that is bound to a node it starts an engine that keeps vLLM's time (`onehost.timed`), on an address
 of the pod's own, and tells the API server what a kubelet tells: that the image is pulled, that the probe is answered,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import itertools
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ from inference_plane.cluster.client import Client, Object, Refused
 from inference_plane.load.targets import busy
 from inference_plane.onehost.processes import Process, Processes, answers
 
+from .pods import tell
+from .router_pods import RouterPods
 from .times import Times
 
 POLL_SECONDS = 0.3
@@ -108,7 +111,7 @@ class Kubelet:
         image = (pod.node, container["image"])
         pod.until = now + (0.0 if image in self._pulled else self._times.image)
         self._pulled.add(image)
-        self._tell(pod, obj, ready=False)
+        tell(self._client, obj, pod.address, ready=False)
         return pod
 
     def _step(self, pod: Pod, obj: Object, now: float) -> None:
@@ -121,7 +124,7 @@ class Kubelet:
             self._start(pod)
             pod.phase = Phase.STARTING
         elif pod.phase is Phase.STARTING and answers(f"http://{pod.address}:{pod.port}/health"):
-            self._tell(pod, obj, ready=True)
+            tell(self._client, obj, pod.address, ready=True)
             pod.phase = Phase.READY
         elif pod.phase is Phase.PRE_STOP and now >= pod.until:
             pod.phase, pod.until = Phase.DRAINING, now + float(pod.flags.get("--shutdown-timeout", 0))
@@ -157,32 +160,6 @@ class Kubelet:
         if there:
             self._client.delete("v1", "Pod", pod.name, pod.namespace, gracePeriodSeconds=0)
 
-    def _tell(self, pod: Pod, obj: Object, *, ready: bool) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-        def statuses(field_name: str) -> list[dict[str, Any]]:
-            state = {"running": {"startedAt": now}} if ready else {"waiting": {"reason": "ContainerCreating"}}
-            return [
-                {"name": each["name"], "image": each["image"], "imageID": "", "restartCount": 0, "ready": ready,
-                 "started": ready, "state": state}
-                for each in obj["spec"].get(field_name, ())
-            ]
-
-        conditions = {"PodScheduled": True, "Initialized": ready, "ContainersReady": ready, "Ready": ready}
-        conditions |= {gate["conditionType"]: ready for gate in obj["spec"].get("readinessGates", ())}
-        status = {
-            "phase": "Running" if ready else "Pending",
-            "startTime": obj.get("status", {}).get("startTime", now),
-            "podIP": pod.address,
-            "podIPs": [{"ip": pod.address}],
-            "conditions": [
-                {"type": name, "status": str(value), "lastTransitionTime": now} for name, value in conditions.items()
-            ],
-            "containerStatuses": statuses("containers"),
-            "initContainerStatuses": statuses("initContainers"),
-        }
-        self._client.patch("v1", "Pod", pod.name, {"status": status}, pod.namespace, subresource="status")
-
 
 def _metrics_port(obj: Object) -> int:
     """The port named `metrics`, of whichever container has it."""
@@ -200,12 +177,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     times = Times(image=options.image, weights=options.weights)
     ended = threading.Event()
-    with Processes() as processes:
-        kubelet = Kubelet(Client(options.kubeconfig), processes, options.folder, options.middleware, times)
+    client = Client(options.kubeconfig)
+    addresses = (f"10.244.{220 + number // 250}.{2 + number % 250}" for number in itertools.count())
+    with Processes() as processes, RouterPods(client, processes, options.folder, addresses) as routers:
+        kubelet = Kubelet(client, processes, options.folder, options.middleware, times)
         print("kubelet: ready", flush=True)
         while not ended.wait(POLL_SECONDS):
             try:
-                kubelet.tick(time.monotonic())
+                for each in (kubelet, routers):
+                    each.tick(time.monotonic())
             except (Refused, OSError, urllib.error.URLError) as error:
                 print(f"kubelet: {error}", file=sys.stderr, flush=True)
     return 0

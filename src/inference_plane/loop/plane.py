@@ -6,9 +6,7 @@ import contextlib
 import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
 from inference_plane.cluster import definitions, karpenter, keda, nodes
 from inference_plane.cluster.aws import Account
-from inference_plane.cluster.client import Client, Refused
+from inference_plane.cluster.client import Client
 from inference_plane.cluster.embedded import Embedded
 from inference_plane.demo.plane import CHART, MIDDLEWARE, NAMESPACE, Step, middleware
 from inference_plane.helm import KUBERNETES_VERSION
@@ -28,10 +26,12 @@ from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.policy import NAME as POLICY
 from inference_plane.onehost.processes import Process, Processes, free_port
-from inference_plane.onehost.router import Router
 from inference_plane.onehost.serving import ServerThread
 
+from .balancer import Balancer
 from .driver import LoopDriver, warning
+from .repeated import repeated
+from .routers import Routers
 from .times import Times
 from .watch import Watch, document
 
@@ -97,7 +97,7 @@ class Loop(contextlib.ExitStack):
         }})
         with self.step("the control plane starts"):
             (self.folder / "cluster").mkdir()
-            self.cluster = Embedded(self.folder / "cluster", self.processes, left_out="engine")
+            self.cluster = Embedded(self.folder / "cluster", self.processes, left_out=("engine", "router"))
             self.cluster.start()
             self.client = Client(self.cluster.kubeconfig)
             definitions.install(self.client)
@@ -114,26 +114,20 @@ class Loop(contextlib.ExitStack):
         with self.step("Helm installs the plane"):
             self.render = helm.template(CHART, values=self.values, namespace=NAMESPACE)
             self.install(self.values)
-        self._start_kubelet()
         self._start_policy()
-        stack.enter_context(_following(self.client, self.dns))
-        with self.step("nodes come, engines load, and Envoy finds them"):
-            self.router = Router(self.processes, self.render, self.folder, credentials.env)
-            self.url = self.router.url
+        stack.enter_context(repeated(_POLL_SECONDS, lambda: _resolve(self.client, self.dns)))
+        self._start_kubelet(credentials.env)
+        with self.step("nodes come, engines load, and every Envoy finds them"):
+            self.router = Routers(self.client, self.processes, NAMESPACE, self.folder)
             wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
-            self.router.wait_for_engines(wanted, timeout=60 + sum(vars(self.times).values()))
+            replicas = self.render.find("Deployment", "router")["spec"]["replicas"]
+            self.router.wait_for_engines(wanted, replicas, timeout=60 + sum(vars(self.times).values()))
         with self.step("the policy service has seen the engines, and sends all to them"):
-            self._wait_for_fleets()
+            self.router.wait_for_fleets(_CALM_SECONDS)
+        with self.step("the load balancer starts"):
+            ingress = self.render.find("Ingress", "router")
+            self.url = stack.enter_context(Balancer(self.processes, ingress, self.client, self.folder)).url
         self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.models))
-
-    def _wait_for_fleets(self) -> None:
-        """Until no share falls back: engines came after the policy service, so all did at first."""
-        deadline = time.monotonic() + _CALM_SECONDS
-        while not (shares := self.router.runtime("fallback.")) or set(shares.values()) != {"0"}:
-            self.processes.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {_CALM_SECONDS:g} s a share still falls back: {shares}")
-            time.sleep(_POLL_SECONDS)
 
     def install(self, values: dict[str, Any]) -> None:
         """`helm upgrade --install` of the plane; whatever it changes comes later."""
@@ -143,7 +137,7 @@ class Loop(contextlib.ExitStack):
             "upgrade", "--install", "plane", str(CHARTS / CHART), "--namespace", NAMESPACE, "--create-namespace",
             "--values", str(file), "--kubeconfig", str(self.cluster.kubeconfig))
 
-    def _start_kubelet(self) -> Process:
+    def _start_kubelet(self, credentials: Mapping[str, str]) -> Process:
         file = self.folder / MIDDLEWARE
         file.write_text(middleware(self.render))
         log = self.folder / "kubelet.log"
@@ -151,7 +145,7 @@ class Loop(contextlib.ExitStack):
             "kubelet", "inference_plane.loop.kubelet",
             {"--kubeconfig": self.cluster.kubeconfig, "--folder": self.folder, "--middleware": file,
              "--image-seconds": self.times.image, "--weights-seconds": self.times.weights},
-            log, lambda: "kubelet: ready" in log.read_text())
+            log, lambda: "kubelet: ready" in log.read_text(), credentials)
 
     def _start_policy(self) -> Process:
         """The policy service on its own configuration, on every address; it asks the API server by a proxy."""
@@ -165,14 +159,15 @@ class Loop(contextlib.ExitStack):
         self.policy_url = f"http://127.0.0.1:{json.loads(text)['listen']['statusPort']}"
         return self._python(
             "policy", "inference_plane.policy", {"--config": file, "--kubernetes": f"http://127.0.0.1:{port}"},
-            self.folder / "policy.log", f"{self.policy_url}/live")
+            self.folder / "policy.log", f"{self.policy_url}/live", {"POD_NAME": f"{POLICY}-0", "POD_IP": "127.0.0.1"})
 
-    def _python(self, name: str, module: str, options: dict[str, Any], log: Path, ready: Any) -> Process:
+    def _python(
+        self, name: str, module: str, options: dict[str, Any], log: Path, ready: Any, more: Mapping[str, str]
+    ) -> Process:
         words = [str(word) for pair in options.items() for word in pair]
         return self.processes.start(
             name, [sys.executable, "-m", module, *words],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "POD_NAME": f"{POLICY}-0", "POD_IP": "127.0.0.1"},
-            log_path=log, ready=ready, timeout=60)
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **more}, log_path=log, ready=ready, timeout=60)
 
 
 def _furnish(account: Account, environment: dict[str, Any]) -> None:
@@ -183,28 +178,14 @@ def _furnish(account: Account, environment: dict[str, Any]) -> None:
     account.publish_bottlerocket(pools["ec2"]["amiAlias"].partition("@")[2], KUBERNETES_VERSION.rpartition(".")[0])
 
 
-@contextlib.contextmanager
-def _following(client: Client, dns: DnsServer) -> Iterator[None]:
+def _resolve(client: Client, dns: DnsServer) -> None:
     """DNS as CoreDNS has it: of each Service the ready addresses of its EndpointSlices."""
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            with contextlib.suppress(Refused, OSError):
-                found: dict[str, list[str]] = {}
-                for each in client.list("discovery.k8s.io/v1", "EndpointSlice"):
-                    service = each["metadata"]["labels"].get("kubernetes.io/service-name")
-                    name = f"{service}.{each['metadata']['namespace']}.svc.cluster.local"
-                    found.setdefault(name, []).extend(
-                        address for endpoint in each.get("endpoints") or () if endpoint["conditions"].get("ready")
-                        for address in endpoint["addresses"])
-                for name, addresses in found.items():
-                    dns.set(name, addresses)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    found: dict[str, list[str]] = {}
+    for each in client.list("discovery.k8s.io/v1", "EndpointSlice"):
+        service = each["metadata"]["labels"].get("kubernetes.io/service-name")
+        name = f"{service}.{each['metadata']['namespace']}.svc.cluster.local"
+        found.setdefault(name, []).extend(
+            address for endpoint in each.get("endpoints") or () if endpoint["conditions"].get("ready")
+            for address in endpoint["addresses"])
+    for name, addresses in found.items():
+        dns.set(name, addresses)

@@ -1,4 +1,4 @@
-"""What the control loops do, second by second: replicas, nodes, queues, demand and shares."""
+"""What the control loops do, second by second: replicas, routers, nodes, queues, demand and shares."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inference_plane.cluster.client import Client, Refused
 from inference_plane.cluster.diagnose import ready
+
+from .router_pods import SELECTOR as ROUTERS
 
 SECONDS = 1.0
 
@@ -42,12 +44,13 @@ class Model:
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """One moment, `at` in epoch seconds. `nodes` counts those that Karpenter brought by capacity type, ready ones;
-    `claims` all that it has asked for."""
+    `claims` all that it has asked for; `routers` those that are ready and stay."""
 
     at: float
     models: Mapping[str, Model]
     nodes: Mapping[str, int]
     claims: int
+    routers: int
 
 
 class Watch:
@@ -83,7 +86,9 @@ class Watch:
         up = [claim for claim in claims if ready(claim)]
         nodes = dict(collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up))
         models = {name: self._model(name, policy, pods) for name in self._models}
-        return Reading(time.time(), models, nodes, len(claims))
+        routers = self._client.list("v1", "Pod", self._namespace, labelSelector=ROUTERS)
+        staying = sum(ready(pod) and "deletionTimestamp" not in pod["metadata"] for pod in routers)
+        return Reading(time.time(), models, nodes, len(claims), staying)
 
     def _model(self, name: str, policy: Mapping[tuple[str, str], float], pods: list[dict[str, Any]]) -> Model:
         spec = self._client.get("apps/v1", "Deployment", name, self._namespace) or {}

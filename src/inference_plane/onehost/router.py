@@ -56,10 +56,15 @@ def write_files(render: Render, folder: Path) -> None:
 
     Files are moved into place, as a ConfigMap's mount does it: Envoy watches moves, not writes.
     """
-    for name, mount in MOUNTS.items():
-        target = folder / mount
+    put_files(folder, {name: render.find("ConfigMap", name)["data"] for name in MOUNTS})
+
+
+def put_files(folder: Path, config_maps: Mapping[str, Mapping[str, str]]) -> None:
+    """The same of what these ConfigMaps hold, by their names."""
+    for name, data in config_maps.items():
+        target = folder / MOUNTS[name]
         target.mkdir(parents=True, exist_ok=True)
-        for file, text in render.find("ConfigMap", name)["data"].items():
+        for file, text in data.items():
             (target / f".{file}").write_text(text)
             (target / f".{file}").rename(target / file)
     (folder / "run").mkdir(exist_ok=True)
@@ -67,69 +72,38 @@ def write_files(render: Render, folder: Path) -> None:
 
 def containers(render: Render) -> dict[str, dict[str, Any]]:
     """The containers of the router's pod by their names, sidecars among them."""
-    pod = render.find("Deployment", "router")["spec"]["template"]["spec"]
+    return containers_of(render.find("Deployment", "router")["spec"]["template"]["spec"])
+
+
+def containers_of(pod: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same of a pod's spec."""
     return {container["name"]: container for container in [*pod["containers"], *pod.get("initContainers", [])]}
 
 
-class Router:
-    """Envoy as the chart's Deployment starts it.
+def envoy_command(container: Mapping[str, Any]) -> list[str]:
+    """What the sidecar runs, as a command of this machine."""
+    return [shutil.which("envoy") or "envoy", *container["args"]]
 
-    `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
-    variables that EKS Pod Identity injects. `log_path` is where its stderr goes, by default a file in `folder`.
-    `volumes` are the Secrets that are mounted beside the ConfigMaps, by the folder; a changed one is put there by
-    `secrets.mount`.
+
+def drain_command(container: Mapping[str, Any]) -> list[str]:
+    """What the main container runs; it needs `DRAIN_ENVIRONMENT`."""
+    return [sys.executable, *container["command"][1:], *container["args"]]
+
+
+#: Where the image has the package installed.
+DRAIN_ENVIRONMENT = {"PYTHONPATH": str(ROOT / "src")}
+
+
+class Witness:
+    """What a router tells, whoever started it: its audit lines, also when it has ended, and its admin interface.
+
+    `folder` is its working directory.
     """
 
-    def __init__(
-        self,
-        processes: Processes,
-        render: Render,
-        folder: Path,
-        environment: Mapping[str, str],
-        log_path: Path | None = None,
-        volumes: Mapping[str, Mapping[str, str]] | None = None,
-    ) -> None:
-        self.folder, self._processes = folder, processes
+    def __init__(self, folder: Path, log_path: Path | None = None) -> None:
+        self.folder = folder
         # Apart, as the container runtime keeps them: what is written to both at once would mix within lines.
         self.audit_path, self.log_path = folder / "audit.jsonl", log_path or folder / "envoy.log"
-        write_files(render, folder)
-        for name, data in (volumes or {}).items():
-            mount(folder / name, data)
-        bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
-        listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
-        found = {name: one["address"].get("socket_address") for name, one in listeners.items()}
-        sockets = {name: address for name, address in found.items() if address}
-        ports = {name: at["port_value"] for name, at in sockets.items()}
-        scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
-        self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
-        self.status_url = f"http://127.0.0.1:{ports['status']}"
-        self._containers = containers(render)
-        self.process: Process = processes.start(
-            "envoy",
-            [shutil.which("envoy") or "envoy", *self._containers["envoy"]["args"]],
-            env={"PATH": os.environ["PATH"], **environment},
-            log_path=self.log_path,
-            output_path=self.audit_path,
-            cwd=folder,
-            ready=f"{self.status_url}/ready",
-        )
-
-    def start_drain(self, *more: str) -> Process:
-        """The main container of the pod, with `more` arguments; it drains Envoy at SIGTERM."""
-        container, log = self._containers["drain"], self.folder / "drain.log"
-        command = [sys.executable, *container["command"][1:], *container["args"], *more]
-        return self._processes.start(
-            "drain",
-            command,
-            env={"PYTHONPATH": str(ROOT / "src")},  # where the image has the package installed
-            log_path=log,
-            cwd=self.folder,
-            ready=lambda: "waits for SIGTERM" in log.read_text(),
-        )
-
-    def reload(self, render: Render) -> None:
-        """Puts a changed render in place, as the kubelet does; Envoy reads routes and clusters again by itself."""
-        write_files(render, self.folder)
 
     def audit(self, kind: str = "end") -> list[dict[str, Any]]:
         """The audit lines of a type so far; Envoy writes those of type `end` some time after a request's end."""
@@ -166,16 +140,84 @@ class Router:
         found = dict(line.rsplit(": ", 1) for line in self.admin("/stats").splitlines() if ": " in line)
         return {name: int(found.get(name, "0")) for name in wanted}
 
+    def engines_seen(self, models: Iterable[str]) -> dict[str, int]:
+        """How many engines of each fleet Envoy finds healthy, -1 of one that it does not know yet.
+
+        Raises OSError where its admin interface is not there.
+        """
+        gauges = {name: f"cluster.fleet/{name}.membership_healthy" for name in models}
+        found = self.stats(gauges.values())
+        # Each fleet also has Envoy's own no-capacity endpoint.
+        return {name: found[gauge] - 1 for name, gauge in gauges.items()}
+
+
+class Router(Witness):
+    """Envoy as the chart's Deployment starts it.
+
+    `folder` becomes its working directory. `environment` is added to a bare environment: the container-credential
+    variables that EKS Pod Identity injects. `log_path` is where its stderr goes, by default a file in `folder`.
+    `volumes` are the Secrets that are mounted beside the ConfigMaps, by the folder; a changed one is put there by
+    `secrets.mount`.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        render: Render,
+        folder: Path,
+        environment: Mapping[str, str],
+        log_path: Path | None = None,
+        volumes: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        super().__init__(folder, log_path)
+        self._processes = processes
+        write_files(render, folder)
+        for name, data in (volumes or {}).items():
+            mount(folder / name, data)
+        bootstrap = json.loads((folder / "bootstrap" / "bootstrap.json").read_text())
+        listeners = {listener["name"]: listener for listener in bootstrap["static_resources"]["listeners"]}
+        found = {name: one["address"].get("socket_address") for name, one in listeners.items()}
+        sockets = {name: address for name, address in found.items() if address}
+        ports = {name: at["port_value"] for name, at in sockets.items()}
+        scheme = "https" if "transport_socket" in listeners["plane"]["filter_chains"][0] else "http"
+        self.url = f"{scheme}://127.0.0.1:{ports['plane']}"
+        self.status_url = f"http://127.0.0.1:{ports['status']}"
+        self._containers = containers(render)
+        self.process: Process = processes.start(
+            "envoy",
+            envoy_command(self._containers["envoy"]),
+            env={"PATH": os.environ["PATH"], **environment},
+            log_path=self.log_path,
+            output_path=self.audit_path,
+            cwd=folder,
+            ready=f"{self.status_url}/ready",
+        )
+
+    def start_drain(self, *more: str) -> Process:
+        """The main container of the pod, with `more` arguments; it drains Envoy at SIGTERM."""
+        log = self.folder / "drain.log"
+        return self._processes.start(
+            "drain",
+            [*drain_command(self._containers["drain"]), *more],
+            env=DRAIN_ENVIRONMENT,
+            log_path=log,
+            cwd=self.folder,
+            ready=lambda: "waits for SIGTERM" in log.read_text(),
+        )
+
+    def reload(self, render: Render) -> None:
+        """Puts a changed render in place, as the kubelet does; Envoy reads routes and clusters again by itself."""
+        write_files(render, self.folder)
+
     def wait_for_engines(self, wanted: Mapping[str, int], timeout: float = 20.0) -> None:
-        """Returns once Envoy finds so many engines of each fleet healthy, beside its own no-capacity endpoint.
+        """Returns once Envoy finds so many engines of each fleet healthy.
 
         Raises TimeoutError after `timeout` seconds, the message having what Envoy sees, and NotReady where a process
         ended meanwhile.
         """
-        gauges = {f"cluster.fleet/{name}.membership_healthy": count + 1 for name, count in wanted.items()}
         deadline = time.monotonic() + timeout
-        while (seen := self.stats(gauges)) != gauges:
+        while (seen := self.engines_seen(wanted)) != wanted:
             self._processes.check()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Envoy finds {seen} endpoints healthy after {timeout:g} s, wanted {gauges}")
+                raise TimeoutError(f"Envoy finds engines healthy after {timeout:g} s: {seen}, wanted {dict(wanted)}")
             time.sleep(0.05)
