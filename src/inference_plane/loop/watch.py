@@ -20,6 +20,8 @@ from inference_plane.cluster.diagnose import ready
 from .router_pods import SELECTOR as ROUTERS
 
 SECONDS = 1.0
+#: What is read of the policy service and of engines.
+_READ = ("inference_policy_share{", "vllm:num_requests_running{", "vllm:num_requests_waiting{")
 
 
 def document(readings: Sequence[Reading], began: float) -> list[dict[str, Any]]:
@@ -121,6 +123,8 @@ def _metrics(url: str, missing: Any = None) -> Mapping[tuple[str, str], float]:
         if missing is None:
             raise
         return missing
+    # A vLLM has some thousand lines, and what is read here shares a process with AWS' and Amazon Bedrock's stand-ins.
+    text = "".join(line for line in text.splitlines(keepends=True) if line.startswith(_READ))
     return {
         (sample.name, sample.labels.get("model") or sample.labels.get("model_name", "")): sample.value
         for family in text_string_to_metric_families(text) for sample in family.samples
