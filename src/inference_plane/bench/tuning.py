@@ -197,10 +197,13 @@ def picture(rows: Sequence[Row], drawn: Mapping[str, Result], path: Path) -> Non
         asked.legend(loc="upper right", fontsize=8)
         replicas.set(ylabel="replicas: wanted\n(dotted), ready")
         share.set(ylabel="share to\nBedrock, %", xlabel="minutes")
-        for one in (one for one in rows if one.load == "surge"):
-            color = "C3" if one.case == CASES[0].name else "C0"
-            costs.plot(one.replica_hours, one.bedrock * 100, marker="o", color=color)
-            costs.annotate(
-                one.case, (one.replica_hours, one.bedrock * 100), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        default, *others = [one for one in rows if one.load == "surge"]
+        for one in (*others, default):
+            at = (one.replica_hours, one.bedrock * 100)
+            costs.plot(*at, marker="o", color="C3" if one is default else "C0")
+            # What does much the same as the defaults would be written over them.
+            if one is default or abs(at[0] - default.replica_hours) > 0.2 or abs(at[1] - 100 * default.bedrock) > 1.2:
+                costs.annotate(one.case, at, xytext=(5, 4), textcoords="offset points", fontsize=7)
+        costs.margins(x=0.15)
         costs.set(xlabel="replica hours", ylabel="answered by Bedrock, % of what may leave", ylim=(0, None))
         figure.savefig(path, dpi=110)
