@@ -203,7 +203,9 @@ def picture(rows: Sequence[Row], drawn: Mapping[str, Result], path: Path) -> Non
             costs.plot(*at, marker="o", color="C3" if one is default else "C0")
             # What does much the same as the defaults would be written over them.
             if one is default or abs(at[0] - default.replica_hours) > 0.2 or abs(at[1] - 100 * default.bedrock) > 1.2:
-                costs.annotate(one.case, at, xytext=(5, 4), textcoords="offset points", fontsize=7)
-        costs.margins(x=0.15)
+                side = ("left", 5) if at[0] >= default.replica_hours else ("right", -5)
+                costs.annotate(
+                    one.case, at, xytext=(side[1], 3), textcoords="offset points", fontsize=7, ha=side[0], rotation=20)
+        costs.margins(0.2)
         costs.set(xlabel="replica hours", ylabel="answered by Bedrock, % of what may leave", ylim=(0, None))
         figure.savefig(path, dpi=110)
