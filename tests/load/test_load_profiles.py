@@ -12,7 +12,8 @@ from load_cases import SOUND
 
 from inference_plane.load import marks, profiles
 
-DEMANDED = ["cold-start", "monday-surge", "rollout", "smoke", "soak", "spiky", "spot-reclaim", "steady", "zone-loss"]
+DEMANDED = ["cold-start", "from-zero", "monday-surge", "rollout", "smoke", "soak", "spiky", "spot-reclaim", "steady"]
+DEMANDED += ["zone-loss"]
 
 
 def with_(path: str, value: Any) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def test_a_profile_is_found_by_name_or_path(tmp_path: Any) -> None:
     file.write_text("a: [")
     with pytest.raises(profiles.ProfileError, match="not YAML"):
         profiles.load(str(file))
-    with pytest.raises(profiles.ProfileError, match="no profile 'nope'. Profiles .*: cold-start, monday-surge"):
+    with pytest.raises(profiles.ProfileError, match="no profile 'nope'. Profiles .*: cold-start, from-zero"):
         profiles.load("nope")
 
 

@@ -108,7 +108,7 @@ class Kubelet:
         image = (pod.node, container["image"])
         pod.until = now + (0.0 if image in self._pulled else self._times.image)
         self._pulled.add(image)
-        self._tell(pod, obj, ready=False)
+        self._tell(pod, obj)
         return pod
 
     def _step(self, pod: Pod, obj: Object, now: float) -> None:
@@ -119,9 +119,10 @@ class Kubelet:
             pod.phase, pod.until = Phase.PRE_STOP, now + pod.pre_stop
         elif pod.phase is Phase.PULLING and now >= pod.until:
             self._start(pod)
+            self._tell(pod, obj, started=True)
             pod.phase = Phase.STARTING
         elif pod.phase is Phase.STARTING and answers(f"http://{pod.address}:{pod.port}/health"):
-            self._tell(pod, obj, ready=True)
+            self._tell(pod, obj, started=True, ready=True)
             pod.phase = Phase.READY
         elif pod.phase is Phase.PRE_STOP and now >= pod.until:
             pod.phase, pod.until = Phase.DRAINING, now + float(pod.flags.get("--shutdown-timeout", 0))
@@ -157,21 +158,21 @@ class Kubelet:
         if there:
             self._client.delete("v1", "Pod", pod.name, pod.namespace, gracePeriodSeconds=0)
 
-    def _tell(self, pod: Pod, obj: Object, *, ready: bool) -> None:
+    def _tell(self, pod: Pod, obj: Object, *, started: bool = False, ready: bool = False) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
         def statuses(field_name: str) -> list[dict[str, Any]]:
-            state = {"running": {"startedAt": now}} if ready else {"waiting": {"reason": "ContainerCreating"}}
+            state = {"running": {"startedAt": now}} if started else {"waiting": {"reason": "ContainerCreating"}}
             return [
                 {"name": each["name"], "image": each["image"], "imageID": "", "restartCount": 0, "ready": ready,
                  "started": ready, "state": state}
                 for each in obj["spec"].get(field_name, ())
             ]
 
-        conditions = {"PodScheduled": True, "Initialized": ready, "ContainersReady": ready, "Ready": ready}
+        conditions = {"PodScheduled": True, "Initialized": started, "ContainersReady": ready, "Ready": ready}
         conditions |= {gate["conditionType"]: ready for gate in obj["spec"].get("readinessGates", ())}
         status = {
-            "phase": "Running" if ready else "Pending",
+            "phase": "Running" if started else "Pending",
             "startTime": obj.get("status", {}).get("startTime", now),
             "podIP": pod.address,
             "podIPs": [{"ip": pod.address}],
