@@ -79,3 +79,67 @@ def test_a_busy_fleet_grows_on_nodes_that_come_and_it_and_its_routers_are_rolled
     assert len(lines) == 4 and all(lines)
     # Both versions have answered, and every answer is in the routers' own lines.
     assert made["router"]["compared"] > 0 and not any(made["router"]["differences"].values())
+
+
+SLEEPING = """
+description: Two models that sleep are asked for, and left alone.
+seed: 4
+users: 40
+curve:
+  - {phase: asleep, for: 3s, rate: 0}
+  - {phase: first, for: 10s, rate: 1}
+  - {phase: waking, for: 20s, rate: 0.3}
+requests:
+  summary:
+    model: summary-trial
+    tenants: {care: 1}
+    prompt: 100
+    output: 20
+  confidential:
+    model: summary-trial
+    tenants: {care: 1}
+    residency: {cluster: 1}
+    restricted: true
+    prompt: 100
+    output: 20
+  letter:
+    model: appeal-letters
+    tenants: {appeals: 1}
+    restricted: true
+    prompt: 100
+    output: 20
+retry: {times: 6, atMost: 5m}
+timeout: 15m
+slo: {ttft: 10m}
+thresholds:
+  - {measure: failed, atMost: 0}
+  - {measure: lost, atMost: 0}
+  - {measure: left, atMost: 0}
+  - {measure: withoutRetryAfter, atMost: 0}
+  - {measure: late, atMost: 1}
+  - {measure: fallback, atLeast: 1, where: {request: [summary], phase: [first]}}
+"""
+
+
+def test_models_of_both_engines_wake_for_who_asks_and_sleep_again(tmp_path):
+    file = tmp_path / "sleeping.yaml"
+    file.write_text(SLEEPING)
+    made = load(tmp_path, str(file))
+    first, last = made["fleet"][0], made["fleet"][-1]
+    for moment in (first, last):
+        assert {(one["replicas"], one["ready"]) for one in moment["models"].values()} == {(0, 0)}
+        assert moment["claims"] == 0 and not moment["nodes"]
+    # Each was served by an engine of its own on a node that came for it; whoever was sent away has come again.
+    by_model = made["measures"]["by_model"]
+    assert set(by_model) == set(first["models"]) == {"summary-trial", "appeal-letters"}
+    assert set(by_model["appeal-letters"]["backends"]) == {"fleet"}
+    assert set(by_model["summary-trial"]["backends"]) == {"fleet", "bedrock"}
+    for name, measured in by_model.items():
+        assert max(reading["models"][name]["ready"] for reading in made["fleet"]) >= 1
+        assert measured["retried_and_answered"] == measured["retried"] > 0
+    # And every step of it was seen, in its order.
+    assert set(made["steps"]["models"]) == set(by_model)
+    for ways in made["steps"]["models"].values():
+        moments = [step["at"] for way in ("wake", "back") for step in ways[way]]
+        assert None not in moments
+    assert made["router"]["compared"] > 0 and not any(made["router"]["differences"].values())

@@ -11,8 +11,12 @@ import yaml
 from load_cases import SOUND
 
 from inference_plane.load import marks, profiles
+from inference_plane.loop.driver import LoopDriver
 
-DEMANDED = ["cold-start", "monday-surge", "rollout", "smoke", "soak", "spiky", "spot-reclaim", "steady", "zone-loss"]
+DEMANDED = ["cold-start", "from-zero", "losses", "monday-surge", "rollout", "smoke", "soak", "spiky", "spot-reclaim"]
+DEMANDED += ["steady", "zone-loss"]
+#: What the two planes of this machine act on.
+MARKS = {*marks.PlaneDriver(None).marks, *LoopDriver(None).marks}  # type: ignore[arg-type]
 
 
 def with_(path: str, value: Any) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def test_a_profile_is_sound_and_judges_what_it_runs(name: str) -> None:
     assert {"lost", "failed", "late"} <= measured
     assert measured & {"ttft", "fallback"}
     # What it does to the fleet, somebody here can do.
-    assert {event.mark for event in profile.events} <= set(marks.PlaneDriver(None).marks)  # type: ignore[arg-type]
+    assert {event.mark for event in profile.events} <= MARKS
 
 
 def test_monday_surges_eightfold_in_five_minutes() -> None:
@@ -178,7 +182,7 @@ def test_a_profile_is_found_by_name_or_path(tmp_path: Any) -> None:
     file.write_text("a: [")
     with pytest.raises(profiles.ProfileError, match="not YAML"):
         profiles.load(str(file))
-    with pytest.raises(profiles.ProfileError, match="no profile 'nope'. Profiles .*: cold-start, monday-surge"):
+    with pytest.raises(profiles.ProfileError, match="no profile 'nope'. Profiles .*: cold-start, from-zero"):
         profiles.load("nope")
 
 

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
         profile = dataclasses.replace(profile, **own)
         if arguments.target == "elastic" and not arguments.dry_run:
-            _enter([sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])])
+            command = [sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])]
+            _enter(command, arguments, profile)
         if arguments.dry_run:
             print(curve.text(profile))
             return 0
@@ -138,7 +139,7 @@ def _run(
         elif arguments.target == "elastic":
             from inference_plane.loop.plane import Loop  # moto and more: seconds that only this target pays
 
-            plane = Loop(folder, step, Times(**{name: getattr(arguments, name) for name in vars(Times())}))
+            plane = Loop(folder, step, _times(arguments), _asked(arguments, profile))
             driver = plane.driver
         if arguments.driver:
             driver = marks.CommandDriver(arguments.driver)
@@ -175,15 +176,19 @@ def _run(
                 driver=driver,
                 progress=lambda at: status.update(f"{at:.0f} of {profile.seconds:.0f} s") if status else None,
             )
-        compared = router.compare(outcome.samples, router.of(plane.router)) if plane else None
+        lines = router.of(plane.router) if plane else []
+        compared = router.compare(outcome.samples, lines) if plane else None
+        steps = plane.steps(outcome.began, lines) if plane else None
     verdicts = thresholds.judge(profile, outcome.samples)
     if plane:
         # By content, whatever a profile demands: an answer does not tell where its prompt has been.
         verdicts.append(thresholds.nothing_left(plane.restricted.count))
+    if steps:
+        verdicts.append(thresholds.every_step(steps))
     fleet = plane.fleet(outcome.began) if plane else ()
     if verdict := thresholds.returned(returns.returns(fleet)):
         verdicts.append(verdict)
-    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet)
+    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet, steps)
     print(report.text(made))
     for kind, write in WRITERS.items():
         if path := getattr(arguments, kind):
@@ -194,13 +199,23 @@ def _run(
     return 1 if failed else 0
 
 
-def _enter(command: list[str]) -> None:
+def _asked(arguments: argparse.Namespace, profile: profiles.Profile) -> list[str]:
+    """The models that a profile asks for, by the target's names."""
+    models = _pairs("--model", arguments.model)
+    return sorted({models.get(kind.model, kind.model) for kind in profile.kinds})
+
+
+def _times(arguments: argparse.Namespace) -> Times:
+    return Times(**{name: getattr(arguments, name) for name in vars(Times())})
+
+
+def _enter(command: list[str], arguments: argparse.Namespace, profile: profiles.Profile) -> None:
     """Goes on in a network of its own, in which every pod has its address; fetches and builds before, outside."""
     if os.environ.get(_INSIDE):
         return
-    from inference_plane.loop import needs
+    from inference_plane.loop import catalogue, needs
 
-    needs.fetch()
+    needs.fetch(with_kserve=catalogue.kserve(catalogue.chosen(_asked(arguments, profile), _times(arguments))))
     words = network.inside(command)
     os.environ[_INSIDE] = "1"
     os.execvp(words[0], words)

@@ -117,6 +117,7 @@ def run(
         acted = _follow(process, profile.events, driver, beginning, progress)
     finally:
         file.unlink()
+    processes.stop(process)  # it has ended, and nobody who looks after the others is to stumble over it
     if process.returncode != 0:
         raise NotReady(f"locust ended with status {process.returncode}; the end of its log:\n{process.log_tail()}")
     with open(folder / "samples.jsonl") as lines:

@@ -36,8 +36,10 @@ def document(
     verdicts: Sequence[Verdict],
     compared: Mapping[str, Any] | None,
     fleet: Sequence[Mapping[str, Any]] = (),
+    steps: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a run. Times are in seconds; `fleet` is what the target's control loops did."""
+    """Everything that is known of a run. Times are in seconds; `fleet` is what the target's control loops did, `steps`
+    the way of models from no replica and back."""
     width = max(1.0, measures.length(outcome.samples) / WINDOWS)
     generator = outcome.generator
     lags = generator.lags or [0.0]
@@ -74,6 +76,7 @@ def document(
         },
         "fleet": list(fleet),
         "returns": [dataclasses.asdict(each) for each in returns(fleet)],
+        "steps": dict(steps) if steps else None,
     }
 
 
@@ -84,6 +87,8 @@ def text(made: Mapping[str, Any]) -> str:
         console.print(_table(made["measures"]))
         for line in _lines(made):
             console.print(line, markup=False, soft_wrap=True)
+        if made["steps"]:
+            console.print(_steps(made["steps"]))
     return captured.get().rstrip()
 
 
@@ -113,6 +118,41 @@ def _table(found: Mapping[str, Any]) -> rich.table.Table:
             *(_time(part["e2e"], key, 1) for key in ("p50", "p95")),
         )
     return drawn
+
+
+#: What the two ways of a model are.
+WAYS = {"wake": "from no replica to an answer", "back": "from the last answer to no node"}
+
+
+def _steps(found: Mapping[str, Any]) -> rich.table.Table:
+    """Each way, model beside model: when a step was, and how much later than those before it."""
+    load = found["load"]
+    title = f"From zero and back, in seconds; load average {load['least']:.1f} to {load['most']:.1f}"
+    drawn = rich.table.Table(box=rich.box.SIMPLE, title=title)
+    drawn.add_column("step")
+    drawn.add_column("simulated", justify="right")
+    for name in found["models"]:
+        drawn.add_column(name, justify="right")
+        drawn.add_column("later by", justify="right")
+    for way, what in WAYS.items():
+        rows = list(zip(*(model[way] for model in found["models"].values()), strict=True))
+        drawn.add_section()
+        for row in rows:
+            simulated = row[0]["simulated"]
+            cells = [(step["at"], step["took"]) for step in row]
+            drawn.add_row(
+                row[0]["what"], f"{simulated:g}" if simulated else "",
+                *("-" if value is None else f"{value:.1f}" for cell in cells for value in cell),
+            )  # fmt: skip
+        simulated = sum(row[0]["simulated"] for row in rows)
+        drawn.add_row(what, f"{simulated:g}" if simulated else "", *_whole(rows))
+    return drawn
+
+
+def _whole(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Of each model nothing and how long all steps took; a step that did not come has no time."""
+    sums = [sum(step["took"] or 0.0 for step in steps) for steps in zip(*rows, strict=True)]
+    return [cell for took in sums for cell in ("", f"{took:.1f}")]
 
 
 def _share(value: float | None) -> str:

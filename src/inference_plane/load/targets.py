@@ -137,6 +137,9 @@ class Plane(contextlib.ExitStack):
         """Nothing scales here."""
         return ()
 
+    def steps(self, began: float, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Nor sleeps."""
+
     def start_engine(self, engine: Engine, load_seconds: float = 0.0) -> tuple[str, Process]:
         """One more engine, and its address; not listed yet."""
         self._started += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from . import measures
 from .profiles import TIMES, Profile, Threshold
@@ -41,6 +42,13 @@ def returned(found: Sequence[Return]) -> Verdict | None:
         return None
     what = f"seconds from the last engine to all at the fleet at most {WITHIN_SECONDS:g}"
     return Verdict(what, max(seconds), max(seconds) <= WITHIN_SECONDS)
+
+
+def every_step(steps: Mapping[str, Any]) -> Verdict:
+    """Of the way from no replica and back, of each model that sleeps: what nobody has seen."""
+    ways = [way for model in steps["models"].values() for way in (model["wake"], model["back"])]
+    missing = [step for way in ways for step in way if step["at"] is None]
+    return Verdict("steps from zero and back that did not come at most 0", len(missing), not missing)
 
 
 def named(threshold: Threshold) -> str:

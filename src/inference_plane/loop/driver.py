@@ -135,7 +135,7 @@ class LoopDriver:
     def _whole(self) -> None:
         def missing() -> dict[str, Any]:
             found = {}
-            for name in (*self._loop.models, "router"):
+            for name in (*self._loop.deployments.values(), "router"):
                 each = self._loop.client.get("apps/v1", "Deployment", name, self._loop.namespace)
                 status, wanted = each["status"], each["spec"]["replicas"]
                 current = status.get("observedGeneration") == each["metadata"]["generation"]

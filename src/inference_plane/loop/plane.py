@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from inference_plane import helm
 from inference_plane.checkout import CHARTS, ROOT
-from inference_plane.cluster import definitions, karpenter, keda, nodes
+from inference_plane.cluster import definitions, karpenter, keda, kserve, nodes
 from inference_plane.cluster.aws import Account
 from inference_plane.cluster.client import Client
 from inference_plane.cluster.embedded import Embedded
@@ -28,39 +28,43 @@ from inference_plane.onehost.policy import NAME as POLICY
 from inference_plane.onehost.processes import Process, Processes, free_port
 from inference_plane.onehost.serving import ServerThread
 
+from . import catalogue, steps
 from .balancer import Balancer
 from .driver import LoopDriver, warning
+from .glances import Glances
 from .repeated import repeated
 from .routers import Routers
 from .times import Times
 from .watch import Watch, document
 
-ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 #: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
 TTL = 5
 _POLL_SECONDS = 0.5
 #: The policy's hold and its way down, and as much again.
 _CALM_SECONDS = 120.0
+#: Until models that sleep do so again: what was asked is forgotten, the cooldown is over, the pod has drained, and
+#: Karpenter has waited; and as much again.
+_REST_SECONDS = 600.0
 
 
 class Loop(contextlib.ExitStack):
     """A context manager: the whole elastic plane. Enter it in a network namespace where 10.244.0.0/16 is local.
 
-    `url` is where clients call, `token` makes a tenant's token, `restricted` counts the restricted prompts that Amazon
-    Bedrock's stand-in saw. Raises NotReady or TimeoutError where something does not start.
+    It runs what `catalogue.chosen` takes of `models`. `url` is where clients call, `token` makes a tenant's token,
+    `restricted` counts the restricted prompts that Amazon Bedrock's stand-in saw. Raises LookupError where the catalogue has not all of the
+    models, NotReady or TimeoutError where something does not start.
     """
 
-    def __init__(self, folder: Path, step: Step, times: Times) -> None:
+    def __init__(self, folder: Path, step: Step, times: Times, models: Collection[str]) -> None:
         super().__init__()
+        self._environment = catalogue.chosen(models, times)
+        self.deployments = catalogue.deployments(self._environment)
+        self.asleep = catalogue.sleeping(self._environment)
         self.folder, self.step, self.times = folder, step, times
         self.issuer, self.namespace, self.driver = Issuer(), NAMESPACE, LoopDriver(self)
 
     def token(self, tenant: str) -> str:
         return self.issuer.token(tenant, seconds=24 * 3600)
-
-    @property
-    def models(self) -> list[str]:
-        return list(self.values["global"]["models"])
 
     def warn(self, instance: str) -> None:
         """EC2 says that it takes a Spot instance in two minutes."""
@@ -70,6 +74,17 @@ class Loop(contextlib.ExitStack):
     def fleet(self, began: float) -> list[dict[str, Any]]:
         """What the loops did since `began` (epoch seconds), second by second."""
         return document(self._watch.readings, began)
+
+    def steps(self, began: float, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """What the models that sleep went through since `began`, with the router's lines; None where none sleeps.
+
+        Returns once they sleep again and their nodes are gone, or after ten minutes without what did not happen.
+        """
+        if not self.asleep:
+            return None
+        with self.step("nobody asks any more: back to no replica and no node"), contextlib.suppress(TimeoutError):
+            self._wait_for_rest()
+        return steps.document(self._glances.seen, lines, began, self.times)
 
     def __enter__(self) -> Loop:
         super().__enter__()
@@ -81,7 +96,7 @@ class Loop(contextlib.ExitStack):
     def _start(self, stack: contextlib.ExitStack) -> None:
         self.processes = stack.enter_context(Processes())
         self.dns = stack.enter_context(DnsServer(ttl=TTL))
-        environment = yaml.safe_load(ENVIRONMENT.read_text())
+        environment = self._environment
         region = environment["global"]["aws"]["region"]
         self.account = stack.enter_context(Account(region))
         _furnish(self.account, environment)
@@ -111,6 +126,9 @@ class Loop(contextlib.ExitStack):
                 karpenter.Kubelets(self.cluster.kubeconfig, self.account, self.times.boot))
         with self.step("KEDA starts"):
             stack.enter_context(keda.running(self.cluster))
+        if catalogue.kserve(environment):
+            with self.step("KServe starts"):
+                stack.enter_context(kserve.running(self.cluster))
         with self.step("Helm installs the plane"):
             self.render = helm.template(CHART, values=self.values, namespace=NAMESPACE)
             self.install(self.values)
@@ -119,15 +137,33 @@ class Loop(contextlib.ExitStack):
         self._start_kubelet(credentials.env)
         with self.step("nodes come, engines load, and every Envoy finds them"):
             self.router = Routers(self.client, self.processes, NAMESPACE, self.folder)
-            wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
+            wanted = {name: entry["replicas"]["min"] for name, entry in catalogue.models(self.values).items()}
+            awake = {name: least for name, least in wanted.items() if least}
             replicas = self.render.find("Deployment", "router")["spec"]["replicas"]
-            self.router.wait_for_engines(wanted, replicas, timeout=60 + sum(vars(self.times).values()))
+            self.router.wait_for_engines(awake, replicas, timeout=60 + sum(vars(self.times).values()))
         with self.step("the policy service has seen the engines, and sends all to them"):
-            self.router.wait_for_fleets(_CALM_SECONDS)
+            # All that may leave a model that sleeps does.
+            falls = [name for name, entry in catalogue.models(self.values).items() if "fallback" in entry]
+            self.router.wait_for_fleets([name for name in falls if name not in self.asleep], _CALM_SECONDS)
         with self.step("the load balancer starts"):
             ingress = self.render.find("Ingress", "router")
             self.url = stack.enter_context(Balancer(self.processes, ingress, self.client, self.folder)).url
-        self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.models))
+        if self.asleep:
+            own = {name: self.deployments[name] for name in self.asleep}
+            found = functools.partial(self.router.found, self.asleep)
+            self._glances = stack.enter_context(Glances(self.client, self.policy_url, NAMESPACE, own, found))
+            with self.step("nobody asks: KEDA takes a new Deployment's first replica, and its node goes"):
+                self._wait_for_rest()
+        self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.deployments))
+
+    def _wait_for_rest(self) -> None:
+        """Raises TimeoutError where somebody still asks, or something is still there."""
+        deadline = time.monotonic() + _REST_SECONDS
+        while not (seen := self._glances.seen[-1:]) or not steps.asleep(seen[0]):
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {_REST_SECONDS:g} s not at rest: {seen}, {dict(self._glances.problems)}")
+            time.sleep(_POLL_SECONDS)
 
     def install(self, values: dict[str, Any]) -> None:
         """`helm upgrade --install` of the plane; whatever it changes comes later."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,19 @@ class Routers:
             lambda each: each.engines_seen(wanted),
             lambda seen: len(seen) == replicas and all(each == wanted for each in seen))
 
-    def wait_for_fleets(self, timeout: float) -> None:
-        """Returns once no share falls back at any router. Raises as `wait_for_engines`."""
+    def wait_for_fleets(self, models: Collection[str], timeout: float) -> None:
+        """Returns once of these models no share falls back at any router. Raises as `wait_for_engines`."""
+        ended = {f"fallback.{name}": "0" for name in models}
         self._wait(
-            "no share that falls back at any router", timeout,
+            f"no share of {', '.join(models)} that falls back at any router", timeout,
             lambda each: each.runtime("fallback."),
-            lambda seen: all(set(shares.values()) == {"0"} for shares in seen))
+            lambda seen: all(ended.items() <= shares.items() for shares in seen))
+
+    def found(self, models: Collection[str]) -> dict[str, int]:
+        """How many engines of each model every router finds healthy. Raises OSError where one has just left."""
+        names = [pod["metadata"]["name"] for pod in self.pods() if ready(pod)]
+        seen = [Witness(self._folder / name).engines_seen(models) for name in names]
+        return {name: max(0, min((each[name] for each in seen), default=0)) for name in models}
 
     def _wait(
         self, what: str, timeout: float, ask: Callable[[Witness], Any], good: Callable[[list[Any]], bool]

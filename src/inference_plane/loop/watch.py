@@ -56,12 +56,13 @@ class Reading:
 
 
 class Watch:
-    """A context manager that reads once a second in a thread; `readings` grow, and so do `problems`."""
+    """A context manager that reads once a second in a thread; `readings` grow, and so do `problems`. `deployments` are
+    the names of the models' Deployments."""
 
-    def __init__(self, client: Client, policy_url: str, namespace: str, models: list[str]) -> None:
+    def __init__(self, client: Client, policy_url: str, namespace: str, deployments: Mapping[str, str]) -> None:
         self.readings: list[Reading] = []
         self.problems: collections.Counter[str] = collections.Counter()
-        self._client, self._policy, self._namespace, self._models = client, policy_url, namespace, models
+        self._client, self._policy, self._namespace, self._deployments = client, policy_url, namespace, deployments
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -87,13 +88,13 @@ class Watch:
         claims = self._client.list("karpenter.sh/v1", "NodeClaim")
         up = [claim for claim in claims if ready(claim)]
         nodes = dict(collections.Counter(c["metadata"]["labels"]["karpenter.sh/capacity-type"] for c in up))
-        models = {name: self._model(name, policy, pods) for name in self._models}
+        models = {name: self._model(name, policy, pods) for name in self._deployments}
         routers = self._client.list("v1", "Pod", self._namespace, labelSelector=ROUTERS)
         staying = sum(ready(pod) and "deletionTimestamp" not in pod["metadata"] for pod in routers)
         return Reading(time.time(), models, nodes, len(claims), staying)
 
     def _model(self, name: str, policy: Mapping[tuple[str, str], float], pods: list[dict[str, Any]]) -> Model:
-        spec = self._client.get("apps/v1", "Deployment", name, self._namespace) or {}
+        spec = self._client.get("apps/v1", "Deployment", self._deployments[name], self._namespace) or {}
         own = [pod for pod in pods if pod["metadata"]["labels"]["inference-plane/model"] == name]
         running = waiting = 0.0
         for pod in own:
