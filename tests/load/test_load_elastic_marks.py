@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from inference_plane import helm
-from inference_plane.loop import driver
+from inference_plane.loop import catalogue, driver
+from inference_plane.loop.catalogue import environment
 from inference_plane.loop.driver import LoopDriver
-from inference_plane.loop.plane import ENVIRONMENT
 from inference_plane.onehost.issuer import Issuer
 
 WHOLE = {"observedGeneration": 1, "updatedReplicas": 2, "availableReplicas": 2}
@@ -21,8 +20,8 @@ class Loop:
     """Each look at the pods after an upgrade finds one old router less and one new one more."""
 
     def __init__(self) -> None:
-        self.values = helm.merged(yaml.safe_load(ENVIRONMENT.read_text()), {"router": {"auth": Issuer().values()}})
-        self.models, self.namespace = list(self.values["global"]["models"]), "inference"
+        self.values = helm.merged(environment(), {"router": {"auth": Issuer().values()}})
+        self.deployments, self.namespace = catalogue.deployments(self.values), "inference"
         self.router, self.client = SimpleNamespace(pods=self._pods), SimpleNamespace(get=self._deployment)
         self.installed: list[dict[str, Any]] = []
         self.routers, self.looks = ["old-1", "old-2"], 0

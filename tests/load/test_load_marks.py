@@ -99,7 +99,7 @@ def test_an_empty_fleet_comes_back(act: Callable[[str], list[str]], plane: Plane
     assert [len(pods) for pods in plane.pods.values()] == [4, 1]
 
 
-@pytest.mark.parametrize("name", profiles.names())
+@pytest.mark.parametrize("name", [name for name in profiles.names() if name != "losses"])  # for the elastic plane alone
 def test_every_event_of_a_profile_is_a_mark_that_it_knows(name: str, plane: Any) -> None:
     assert drive.unknown(profiles.load(name), PlaneDriver(plane)) == []
     marked = {event.mark for event in profiles.load(name).events}
