@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
+from load_cases import PLANE
 
 from inference_plane import helm
 from inference_plane.loop import driver
 from inference_plane.loop.driver import LoopDriver
-from inference_plane.loop.plane import ENVIRONMENT
 from inference_plane.onehost.issuer import Issuer
 
 WHOLE = {"observedGeneration": 1, "updatedReplicas": 2, "availableReplicas": 2}
@@ -21,7 +20,7 @@ class Loop:
     """Each look at the pods after an upgrade finds one old router less and one new one more."""
 
     def __init__(self) -> None:
-        self.values = helm.merged(yaml.safe_load(ENVIRONMENT.read_text()), {"router": {"auth": Issuer().values()}})
+        self.values = helm.merged(PLANE, {"router": {"auth": Issuer().values()}})
         self.models, self.namespace = list(self.values["global"]["models"]), "inference"
         self.router, self.client = SimpleNamespace(pods=self._pods), SimpleNamespace(get=self._deployment)
         self.installed: list[dict[str, Any]] = []

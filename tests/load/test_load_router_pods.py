@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from load_cases import PLANE
 
 from inference_plane import helm
 from inference_plane.loop import router_pods
-from inference_plane.loop.plane import ENVIRONMENT
 from inference_plane.loop.router_pods import RouterPods, placed
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.issuer import Issuer
@@ -109,7 +108,7 @@ def dns() -> Iterator[DnsServer]:
 
 @pytest.fixture(scope="module")
 def render(issuer: Issuer, dns: DnsServer) -> helm.Render:
-    values = helm.merged(yaml.safe_load(ENVIRONMENT.read_text()), {
+    values = helm.merged(PLANE, {
         "alb-ingress": {"enabled": False},
         "router": {
             "auth": issuer.values(),

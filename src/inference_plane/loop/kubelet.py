@@ -111,7 +111,7 @@ class Kubelet:
         image = (pod.node, container["image"])
         pod.until = now + (0.0 if image in self._pulled else self._times.image)
         self._pulled.add(image)
-        tell(self._client, obj, pod.address, ready=False)
+        tell(self._client, obj, pod.address)
         return pod
 
     def _step(self, pod: Pod, obj: Object, now: float) -> None:
@@ -122,9 +122,10 @@ class Kubelet:
             pod.phase, pod.until = Phase.PRE_STOP, now + pod.pre_stop
         elif pod.phase is Phase.PULLING and now >= pod.until:
             self._start(pod)
+            tell(self._client, obj, pod.address, started=True)
             pod.phase = Phase.STARTING
         elif pod.phase is Phase.STARTING and answers(f"http://{pod.address}:{pod.port}/health"):
-            tell(self._client, obj, pod.address, ready=True)
+            tell(self._client, obj, pod.address, started=True, ready=True)
             pod.phase = Phase.READY
         elif pod.phase is Phase.PRE_STOP and now >= pod.until:
             pod.phase, pod.until = Phase.DRAINING, now + float(pod.flags.get("--shutdown-timeout", 0))

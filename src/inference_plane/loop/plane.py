@@ -118,12 +118,13 @@ class Loop(contextlib.ExitStack):
         stack.enter_context(repeated(_POLL_SECONDS, lambda: _resolve(self.client, self.dns)))
         self._start_kubelet(credentials.env)
         with self.step("nodes come, engines load, and every Envoy finds them"):
-            self.router = Routers(self.client, self.processes, NAMESPACE, self.folder)
-            wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
             replicas = self.render.find("Deployment", "router")["spec"]["replicas"]
-            self.router.wait_for_engines(wanted, replicas, timeout=60 + sum(vars(self.times).values()))
+            self.router = Routers(self.client, self.processes, NAMESPACE, self.folder, replicas)
+            wanted = {name: entry["replicas"]["min"] for name, entry in self.values["global"]["models"].items()}
+            self.router.wait_for_engines(wanted, timeout=60 + sum(vars(self.times).values()))
         with self.step("the policy service has seen the engines, and sends all to them"):
-            self.router.wait_for_fleets(_CALM_SECONDS)
+            falls = [name for name, entry in self.values["global"]["models"].items() if "fallback" in entry]
+            self.router.wait_for_shares({f"fallback.{name}": "0" for name in falls}, _CALM_SECONDS)
         with self.step("the load balancer starts"):
             ingress = self.render.find("Ingress", "router")
             self.url = stack.enter_context(Balancer(self.processes, ingress, self.client, self.folder)).url
