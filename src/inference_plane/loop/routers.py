@@ -40,7 +40,7 @@ class Routers:
         self._wait(f"healthy engines {dict(wanted)}", timeout, lambda each: each.engines_seen(wanted), wanted)
 
     def wait_for_shares(self, wanted: Mapping[str, str], timeout: float) -> None:
-        """Returns once all routers are ready, and each has these shares in its runtime. Raises as `wait_for_engines`."""
+        """Returns once all routers are ready, and each has these shares. Raises as `wait_for_engines`."""
         self._wait(
             f"shares {dict(wanted)}", timeout,
             lambda each: {key: each.runtime("fallback.").get(key) for key in wanted}, wanted)
