@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from load_cases import PLANE
 
 from inference_plane import helm
 from inference_plane.loop import balancer
-from inference_plane.loop.catalogue import environment
 from inference_plane.onehost.issuer import Issuer
 from inference_plane.onehost.processes import Processes, free_addresses
 from inference_plane.onehost.serving import ServerThread, send_end, send_json, send_start
@@ -66,8 +66,8 @@ class Slices:
 
 @pytest.fixture(scope="module")
 def ingress() -> Any:
-    """As the elastic plane's environment renders it, but that health checks are quick."""
-    values = helm.merged(environment(), {"router": {"auth": Issuer().values()}})
+    """As the chart renders it, but that health checks are quick."""
+    values = helm.merged(PLANE, {"router": {"auth": Issuer().values()}})
     found = helm.template("inference-plane", values=values, namespace="inference").find("Ingress", "router")
     found["metadata"]["annotations"][balancer.ANNOTATION + "healthcheck-interval-seconds"] = "1"
     found["metadata"]["annotations"][balancer.ANNOTATION + "healthcheck-timeout-seconds"] = "1"

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from load_cases import PLANE
 
 from inference_plane import helm
 from inference_plane.loop import catalogue, driver
-from inference_plane.loop.catalogue import environment
 from inference_plane.loop.driver import LoopDriver
 from inference_plane.onehost.issuer import Issuer
 
@@ -20,7 +20,7 @@ class Loop:
     """Each look at the pods after an upgrade finds one old router less and one new one more."""
 
     def __init__(self) -> None:
-        self.values = helm.merged(environment(), {"router": {"auth": Issuer().values()}})
+        self.values = helm.merged(PLANE, {"router": {"auth": Issuer().values()}})
         self.deployments, self.namespace = catalogue.deployments(self.values), "inference"
         self.router, self.client = SimpleNamespace(pods=self._pods), SimpleNamespace(get=self._deployment)
         self.installed: list[dict[str, Any]] = []

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from load_cases import PLANE
 
 from inference_plane import helm
 from inference_plane.loop import router_pods
-from inference_plane.loop.catalogue import environment
 from inference_plane.loop.router_pods import RouterPods, placed
 from inference_plane.onehost.dns import DnsServer
 from inference_plane.onehost.issuer import Issuer
@@ -108,7 +108,7 @@ def dns() -> Iterator[DnsServer]:
 
 @pytest.fixture(scope="module")
 def render(issuer: Issuer, dns: DnsServer) -> helm.Render:
-    values = helm.merged(environment(), {
+    values = helm.merged(PLANE, {
         "alb-ingress": {"enabled": False},
         "router": {
             "auth": issuer.values(),
@@ -171,7 +171,7 @@ def test_only_what_an_envoy_listens_on_is_placed_at_its_pod(render: helm.Render)
                 (file, was, now, old[at + 1]) for at, (was, now) in enumerate(zip(old, new, strict=True)) if was != now]
     assert {now for _, _, now, _ in changed} == {'"address": "10.0.0.1",'}
     bootstrap = [("0.0.0.0", 8080), ("127.0.0.1", 8082), ("0.0.0.0", 8081)]
-    no_capacity = [("127.0.0.1", 8082)] * len(environment()["global"]["models"])  # an endpoint of each fleet
+    no_capacity = [("127.0.0.1", 8082)] * len(PLANE["global"]["models"])  # an endpoint of each fleet
     assert [(file, was, port) for file, was, _, port in changed] == [
         (file, f'"address": "{address}",', f'"port_value": {port}')
         for file, sockets in (("bootstrap.json", bootstrap), ("clusters.json", no_capacity))

@@ -67,11 +67,6 @@ class Balancer(contextlib.ExitStack):
         return self
 
     @property
-    def targets(self) -> list[tuple[str, int]]:
-        """Addresses and ports that are registered now."""
-        return list(self._told or ())
-
-    @property
     def _targets_file(self) -> Path:
         return self._folder / "targets.json"
 

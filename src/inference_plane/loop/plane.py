@@ -51,8 +51,8 @@ class Loop(contextlib.ExitStack):
     """A context manager: the whole elastic plane. Enter it in a network namespace where 10.244.0.0/16 is local.
 
     It runs what `catalogue.chosen` takes of `models`. `url` is where clients call, `token` makes a tenant's token,
-    `restricted` counts the restricted prompts that Amazon Bedrock's stand-in saw. Raises LookupError where the catalogue
-    has not all of the models, NotReady or TimeoutError where something does not start.
+    `restricted` counts the restricted prompts that Amazon Bedrock's stand-in saw. Raises LookupError where the
+    catalogue has not all of the models, NotReady or TimeoutError where something does not start.
     """
 
     def __init__(self, folder: Path, step: Step, times: Times, models: Collection[str]) -> None:
@@ -136,15 +136,16 @@ class Loop(contextlib.ExitStack):
         stack.enter_context(repeated(_POLL_SECONDS, lambda: _resolve(self.client, self.dns)))
         self._start_kubelet(credentials.env)
         with self.step("nodes come, engines load, and every Envoy finds them"):
-            self.router = Routers(self.client, self.processes, NAMESPACE, self.folder)
+            replicas = self.render.find("Deployment", "router")["spec"]["replicas"]
+            self.router = Routers(self.client, self.processes, NAMESPACE, self.folder, replicas)
             wanted = {name: entry["replicas"]["min"] for name, entry in catalogue.models(self.values).items()}
             awake = {name: least for name, least in wanted.items() if least}
-            replicas = self.render.find("Deployment", "router")["spec"]["replicas"]
-            self.router.wait_for_engines(awake, replicas, timeout=60 + sum(vars(self.times).values()))
+            self.router.wait_for_engines(awake, timeout=60 + sum(vars(self.times).values()))
         with self.step("the policy service has seen the engines, and sends all to them"):
             # All that may leave a model that sleeps does.
             falls = [name for name, entry in catalogue.models(self.values).items() if "fallback" in entry]
-            self.router.wait_for_fleets([name for name in falls if name not in self.asleep], _CALM_SECONDS)
+            shares = {f"fallback.{name}": "0" for name in falls if name not in self.asleep}
+            self.router.wait_for_shares(shares, _CALM_SECONDS)
         with self.step("the load balancer starts"):
             ingress = self.render.find("Ingress", "router")
             self.url = stack.enter_context(Balancer(self.processes, ingress, self.client, self.folder)).url

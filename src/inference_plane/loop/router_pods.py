@@ -91,7 +91,7 @@ class RouterPods:
                 self._gone(obj)
             elif obj["spec"].get("nodeName"):
                 pod = self._pods[uid] = self._start(obj, now)
-                tell(self._client, obj, pod.address)
+                tell(self._client, obj, pod.address, started=True)
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH_SECONDS
             for pod in self._pods.values():
@@ -132,7 +132,7 @@ class RouterPods:
             ready = well or (pod.ready and pod.failures < pod.probe.get("failureThreshold", FAILURE_THRESHOLD))
             if ready != pod.ready:
                 pod.ready = ready
-                tell(self._client, obj, pod.address, started=ready, ready=ready)
+                tell(self._client, obj, pod.address, started=True, ready=ready)
 
     def _end(self, uid: str, obj: Object, now: float) -> None:
         pod = self._pods[uid]

@@ -18,11 +18,11 @@ _POLL_SECONDS = 0.5
 
 
 class Routers:
-    """What the routers tell. `folder` is that in which the kubelet keeps them."""
+    """What the routers tell, of which `replicas` are wanted. `folder` is that in which the kubelet keeps them."""
 
-    def __init__(self, client: Client, processes: Processes, namespace: str, folder: Path) -> None:
+    def __init__(self, client: Client, processes: Processes, namespace: str, folder: Path, replicas: int) -> None:
         self._client, self._processes, self._namespace = client, processes, namespace
-        self._folder = folder / FOLDER
+        self._folder, self._replicas = folder / FOLDER, replicas
 
     def pods(self) -> list[Object]:
         """Those that there are, also those that leave."""
@@ -32,43 +32,39 @@ class Routers:
         """The audit lines of a type, of every router that there was."""
         return [line for folder in sorted(self._folder.iterdir()) for line in Witness(folder).audit(kind)]
 
-    def wait_for_engines(self, wanted: Mapping[str, int], replicas: int, timeout: float) -> None:
-        """Returns once so many routers are ready, and each finds so many engines of each fleet healthy.
+    def wait_for_engines(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Returns once all routers are ready, and each finds so many engines of each fleet healthy.
 
         Raises TimeoutError after `timeout` seconds, and NotReady where a process ended meanwhile.
         """
-        self._wait(
-            f"{replicas} routers, each with healthy engines {dict(wanted)}", timeout,
-            lambda each: each.engines_seen(wanted),
-            lambda seen: len(seen) == replicas and all(each == wanted for each in seen))
+        self._wait(f"healthy engines {dict(wanted)}", timeout, lambda each: each.engines_seen(wanted), wanted)
 
-    def wait_for_fleets(self, models: Collection[str], timeout: float) -> None:
-        """Returns once of these models no share falls back at any router. Raises as `wait_for_engines`."""
-        ended = {f"fallback.{name}": "0" for name in models}
+    def wait_for_shares(self, wanted: Mapping[str, str], timeout: float) -> None:
+        """Returns once all routers are ready, and each has these shares. Raises as `wait_for_engines`."""
         self._wait(
-            f"no share of {', '.join(models)} that falls back at any router", timeout,
-            lambda each: each.runtime("fallback."),
-            lambda seen: all(ended.items() <= shares.items() for shares in seen))
+            f"shares {dict(wanted)}", timeout,
+            lambda each: {key: each.runtime("fallback.").get(key) for key in wanted}, wanted)
 
     def found(self, models: Collection[str]) -> dict[str, int]:
         """How many engines of each model every router finds healthy. Raises OSError where one has just left."""
-        names = [pod["metadata"]["name"] for pod in self.pods() if ready(pod)]
-        seen = [Witness(self._folder / name).engines_seen(models) for name in names]
-        return {name: max(0, min((each[name] for each in seen), default=0)) for name in models}
+        said = self._ask(lambda each: each.engines_seen(models)).values()
+        return {name: max(0, min((each[name] for each in said), default=0)) for name in models}
 
-    def _wait(
-        self, what: str, timeout: float, ask: Callable[[Witness], Any], good: Callable[[list[Any]], bool]
-    ) -> None:
+    def _wait(self, what: str, timeout: float, ask: Callable[[Witness], Any], wanted: Mapping[str, Any]) -> None:
         deadline = time.monotonic() + timeout
         while True:
             self._processes.check()
-            names = [pod["metadata"]["name"] for pod in self.pods() if ready(pod)]
             try:
-                said: Any = {name: ask(Witness(self._folder / name)) for name in names}
-                if said and good(list(said.values())):
+                said: Any = self._ask(ask)
+                if len(said) == self._replicas and all(each == wanted for each in said.values()):
                     return
             except OSError as error:  # one left while it was asked
                 said = error
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {timeout:g} s: {what}; routers say {said}")
+                raise TimeoutError(f"not within {timeout:g} s: {self._replicas} routers with {what}; they say {said}")
             time.sleep(_POLL_SECONDS)
+
+    def _ask(self, ask: Callable[[Witness], Any]) -> dict[str, Any]:
+        """What every ready router says, by its pod's name."""
+        names = [pod["metadata"]["name"] for pod in self.pods() if ready(pod)]
+        return {name: ask(Witness(self._folder / name)) for name in names}
