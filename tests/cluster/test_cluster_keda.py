@@ -83,6 +83,7 @@ def installed(cluster, values):
     try:
         urls = [t["metadata"]["url"] for o in scaled(release) for t in o["spec"]["triggers"]]
         with PodServer(cluster.client, {urllib.parse.urlsplit(url).port for url in urls}) as pods:
+            nobody_asks(release, pods)
             yield release, values, pods
     finally:
         release.remove()
@@ -97,6 +98,12 @@ def by_kserve(values):
 def environment(request, cluster, controllers):
     with installed(cluster, ENVIRONMENTS[request.param]) as found:
         yield found
+
+
+def nobody_asks(release, pods):
+    """And the policy service knows it."""
+    pods.requests.clear()
+    pods.demand |= {model(o): 0.0 for o in scaled(release)}
 
 
 def scaled(release):
@@ -273,6 +280,7 @@ def test_while_no_engine_can_be_read_the_replicas_stay(cluster, environment):
     pods.requests.clear()
     assert {name: most[name] for name in replicas(cluster, awake)} == replicas(cluster, awake)
     pods.silent = set()
+    nobody_asks(release, pods)
     served(cluster, scaled(release))
 
 
@@ -281,9 +289,9 @@ def test_a_fleet_grows_by_what_is_elsewhere(cluster, environment):
     """Its engines have nothing: what wants them is at the fallback, or was turned away."""
     release, _, pods = environment
     served(cluster, scaled(release))
-    pods.requests.clear()
+    nobody_asks(release, pods)
     reads = [o for o in scaled(release) if "demand" in o["spec"]["advanced"]["scalingModifiers"]["formula"]]
-    assert [o for o in reads if o["spec"]["minReplicaCount"]] and [o for o in reads if not o["spec"]["minReplicaCount"]]
+    assert [o for o in reads if o["spec"]["minReplicaCount"]], "also of fleets that never sleep"
     for wanted in ("maxReplicaCount", "minReplicaCount"):
         for o in reads:
             full = float(o["spec"]["advanced"]["scalingModifiers"]["target"])
