@@ -237,7 +237,15 @@ def test_what_takes_long_to_build_waits_until_it_is_asked_for(
     for tool in suite.BUILDS["cluster"]:
         (tmp_path / tool).touch()
     monkeypatch.setattr("sys.argv", ["test"])
+    capsys.readouterr()
     assert suite.main() == 0 and "tests/cluster" in ran[-1]
+    for test in (long := suite.LONG_TESTS["cluster"]):
+        assert f"--deselect={test}" in ran[-1] and f"not run {test}: more than five minutes; " in capsys.readouterr().out
+    for words in (["--full"], ["cluster"]):
+        monkeypatch.setattr("sys.argv", ["test", *words])
+        assert suite.main() == 0 and not [word for word in ran[-1] if str(word).startswith("--deselect")]
+    for path, _, name in (test.partition("::") for test in long):
+        assert f"def {name}(" in (checkout.ROOT / path).read_text()
 
 
 def test_the_tests_of_a_file_run_in_one_process_unless_they_share_nothing() -> None:

@@ -1,8 +1,8 @@
 """Runs every layer of tests that this machine can run, and says which it did not run and why.
 
 --fast needs packages and module downloads only and builds nothing, so it leaves out a layer whose tools are not built
-yet. Without it a layer whose tools take long to build still waits for --full, which builds them once. After `--`,
-arguments for pytest: scripts/test router -- -k residency -x
+yet. Without it a layer whose tools take long to build still waits for --full, which builds them once, and so does a
+test of more than five minutes. After `--`, arguments for pytest: scripts/test router -- -k residency -x
 """
 
 import argparse
@@ -48,6 +48,13 @@ BUILDS = {
 #: A node's own are built only where no registry gives a node image.
 LATE = {"cluster": BUILDS["cluster"], "kind": (*BUILDS["kind"], *node_image.TOOLS)}
 
+#: Tests of more than five minutes, by layer: they run with --full, or where their layer is named.
+LONG_TESTS = {
+    "cluster": (
+        "tests/cluster/test_cluster_elastic.py::test_models_of_both_engines_wake_for_who_asks_and_sleep_again",
+    )
+}
+
 #: Why a layer cannot run on this machine, or an empty text.
 CANNOT = {"kind": docker.problem}
 
@@ -69,7 +76,7 @@ def main() -> int:
     if unknown := sorted(set(arguments.layers) - set(LAYERS)):
         parser.error(f"no layer {', '.join(unknown)}: the layers are {', '.join(LAYERS)}")
 
-    chosen = []
+    chosen, left_out = [], []
     for name, (_, catches) in LAYERS.items():
         unbuilt = _unbuilt(BUILDS.get(name, ()))
         if arguments.layers and name not in arguments.layers:
@@ -84,6 +91,10 @@ def main() -> int:
         else:
             print(f"layer {name}: {catches}")
             chosen.append(name)
+            if not arguments.full and name not in arguments.layers:
+                for test in LONG_TESTS.get(name, ()):
+                    print(f"not run {test}: more than five minutes; --full runs it, or ./scripts/test {name}")
+                    left_out.append(test)
     sys.stdout.flush()
     if not chosen:
         parser.error("no layer is left to run")
@@ -98,6 +109,7 @@ def main() -> int:
     paths = [f"tests/{folder}" for name in chosen for folder in LAYERS[name][0]]
     # Four processes on two cores: the tests of the router wait more than they work.
     command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadgroup", *paths, *words[split + 1 :]]
+    command += [f"--deselect={test}" for test in left_out]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     print(f"{'green' if status == 0 else 'FAILED'} after {time.monotonic() - started:.0f} s")
     return status

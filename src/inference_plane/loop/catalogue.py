@@ -16,7 +16,7 @@ from .times import Times
 
 ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 #: What the control loops add to a start, in seconds, at most (docs/scale-to-zero.md).
-LOOPS = 40
+LOOPS = 30
 #: Seconds by which a model stays awake for longer than a start takes, so that those who woke it find it so.
 STAYS = 15
 

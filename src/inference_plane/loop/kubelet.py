@@ -68,7 +68,7 @@ class Kubelet:
         self._client, self._processes, self._folder = client, processes, folder
         self._middleware, self._times = middleware, times
         self._pods: dict[str, Pod] = {}
-        self._pulled: set[tuple[str, str]] = set()  # node and image
+        self._pulled: dict[tuple[str, str], float] = {}  # when an image is on a node
         self._given = 0
 
     def tick(self, now: float) -> None:
@@ -108,8 +108,7 @@ class Kubelet:
             pre_stop=float(container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)),
         )
         image = (pod.node, container["image"])
-        pod.until = now + (0.0 if image in self._pulled else self._times.image)
-        self._pulled.add(image)
+        pod.until = self._pulled.setdefault(image, now + self._times.image)
         tell(self._client, obj, pod.address)
         return pod
 
