@@ -78,7 +78,7 @@ def test_each_step_is_when_it_was_first_seen_and_how_much_later_than_those_befor
     assert way(made, "back", "step") == ["start", *(step.name for step in BACK)]
     assert way(made, "back", "at") == pytest.approx([68, 130, 200, 215, 250])
     assert way(made, "back", "took") == pytest.approx([0, 62, 70, 15, 35])
-    assert made["load"] == {"least": 1.0, "most": 3.5}
+    assert made["late"] == 88 and made["load"] == {"least": 1.0, "most": 3.5}
     assert thresholds.every_step(made).kept
 
 
@@ -127,7 +127,7 @@ def test_the_report_has_a_row_a_step_and_both_models_beside_each_other() -> None
     profile = profiles.load("from-zero")
     made = report.document(profile, "elastic", outcome, [], None, steps=document(both, lines, BEGAN, TIMES))
     said = report.text(made)
-    assert "From zero and back, in seconds; load average 1.0 to 3.5" in said
+    assert "From zero and back, in seconds, late by at most 88.0; load average 1.0 to 3.5" in said
     rows = {row[0]: row[1:] for row in (re.split(r"\s{2,}", text.strip()) for text in said.splitlines()) if row}
     assert rows["step"] == ["simulated", "letters", "later by", "trial", "later by"]
     assert rows["KEDA sets a replica"] == ["9.0", "6.0", "9.0", "0.0"]  # seen at once with the other one's demand
