@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         own = {name: value for name in ("seed", "users") if (value := getattr(arguments, name)) is not None}
         profile = dataclasses.replace(profile, **own)
         if arguments.target == "elastic" and not arguments.dry_run:
-            _enter([sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])], arguments, profile)
+            command = [sys.executable, "-m", "inference_plane.commands", "load", *(argv or sys.argv[1:])]
+            _enter(command, arguments, profile)
         if arguments.dry_run:
             print(curve.text(profile))
             return 0

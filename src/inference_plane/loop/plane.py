@@ -48,9 +48,9 @@ _REST_SECONDS = 600.0
 class Loop(contextlib.ExitStack):
     """A context manager: the whole elastic plane. Enter it in a network namespace where 10.244.0.0/16 is local.
 
-    It runs what `catalogue.chosen` takes of `models`. `url` is where clients call, `token` makes a tenant's token, `restricted` counts
-    the restricted prompts that Amazon Bedrock's stand-in saw. Raises LookupError where the catalogue has not all of the
-    models, NotReady or TimeoutError where something does not start.
+    It runs what `catalogue.chosen` takes of `models`. `url` is where clients call, `token` makes a tenant's token,
+    `restricted` counts the restricted prompts that Amazon Bedrock's stand-in saw. Raises LookupError where it has not
+    all of the models, NotReady or TimeoutError where something does not start.
     """
 
     def __init__(self, folder: Path, step: Step, times: Times, models: Collection[str]) -> None:

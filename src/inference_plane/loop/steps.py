@@ -30,8 +30,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A NodeClaim: whether EC2 has launched its instance, whether the node is ready, that node's name once there is one,
-    and the models that have a pod there."""
+    """A NodeClaim: whether EC2 has launched its instance, whether its node is ready, that node's name once there is
+    one, and the models that have a pod there."""
 
     launched: bool = False
     ready: bool = False
