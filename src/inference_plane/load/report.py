@@ -126,8 +126,9 @@ WAYS = {"wake": "from no replica to an answer", "back": "from the last answer to
 
 def _steps(found: Mapping[str, Any]) -> rich.table.Table:
     """Each way, model beside model: when a step was, and how much later than those before it."""
-    load = found["load"]
-    title = f"From zero and back, in seconds; load average {load['least']:.1f} to {load['most']:.1f}"
+    late, load = found["late"], found["load"]
+    title = f"From zero and back, in seconds, late by at most {late:.1f}; "
+    title += f"load average {load['least']:.1f} to {load['most']:.1f}"
     drawn = rich.table.Table(box=rich.box.SIMPLE, title=title)
     drawn.add_column("step")
     drawn.add_column("simulated", justify="right")

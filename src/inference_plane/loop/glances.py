@@ -1,4 +1,4 @@
-"""Looks at models that sleep, twice a second: what they are told, what they have, and the nodes that come for them."""
+"""Looks at the models that sleep, twice a second: what they are told, what they have, the nodes that come for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inference_plane.cluster.diagnose import condition, ready
 
 from .steps import Claim, Glance, Model
 
-#: So a step is seen by so much later than it was.
+#: Between two looks, beside the time that a look takes.
 SECONDS = 0.5
 MODEL = "inference-plane/model"
 

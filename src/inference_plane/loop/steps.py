@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A NodeClaim: whether EC2 has launched its instance, whether the node is ready, that node's name once there is one,
-    and the models that have a pod there."""
+    """A NodeClaim: whether EC2 has launched its instance, whether its node is ready, that node's name once there is
+    one, and the models that have a pod there."""
 
     launched: bool = False
     ready: bool = False
@@ -114,12 +115,15 @@ def document(glances: Sequence[Glance], lines: Sequence[Line], began: float, tim
     """For a report: each model's way there and back.
 
     A step's `at` is in seconds from `began` (None: it was not seen), `took` is how much later that is than all steps
-    before it, `simulated` how many seconds of it are a simulated time. `load` is the machine's load average meanwhile.
+    before it, `simulated` how many seconds of it are a simulated time. `late` is how much later than it was a step can
+    have been seen, the longest time between two looks. `load` is the machine's load average meanwhile.
     """
     seen = [glance for glance in glances if glance.at >= began]
     names = sorted({name for glance in seen for name in glance.models})
     loads = [glance.load for glance in seen]
+    gaps = [later.at - earlier.at for earlier, later in itertools.pairwise(seen)]
     return {
+        "late": max(gaps, default=0.0),
         "models": {name: _model(Seen(seen, lines, name), began, times) for name in names},
         "load": {"least": min(loads, default=0.0), "most": max(loads, default=0.0)},
     }
