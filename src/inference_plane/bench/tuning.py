@@ -184,7 +184,7 @@ def picture(rows: Sequence[Row], drawn: Mapping[str, Result], path: Path) -> Non
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(10, 8), layout="constrained")
+        figure = Figure(figsize=(11, 9), layout="constrained")
         asked, replicas, share, costs = figure.subplots(4, 1, height_ratios=(1, 1, 1, 3))
         for number, (name, result) in enumerate(drawn.items()):
             at, color = [tick / 60 for tick in range(len(result.shares))], f"C{number}"
@@ -197,15 +197,10 @@ def picture(rows: Sequence[Row], drawn: Mapping[str, Result], path: Path) -> Non
         asked.legend(loc="upper right", fontsize=8)
         replicas.set(ylabel="replicas: wanted\n(dotted), ready")
         share.set(ylabel="share to\nBedrock, %", xlabel="minutes")
-        default, *others = [one for one in rows if one.load == "surge"]
-        for one in (*others, default):
-            at = (one.replica_hours, one.bedrock * 100)
-            costs.plot(*at, marker="o", color="C3" if one is default else "C0")
-            # What does much the same as the defaults would be written over them.
-            if one is default or abs(at[0] - default.replica_hours) > 0.2 or abs(at[1] - 100 * default.bedrock) > 1.2:
-                side = ("left", 5) if at[0] >= default.replica_hours else ("right", -5)
-                costs.annotate(
-                    one.case, at, xytext=(side[1], 3), textcoords="offset points", fontsize=7, ha=side[0], rotation=20)
-        costs.margins(0.2)
+        for number, one in enumerate(one for one in rows if one.load == "surge"):
+            at, color = (one.replica_hours, one.bedrock * 100), "C0" if number else "C3"
+            costs.plot(*at, marker="o", linestyle="", color=color, label=f"{number}  {one.case}")
+            costs.annotate(str(number), at, xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)
+        costs.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, handlelength=0, markerscale=0)
         costs.set(xlabel="replica hours", ylabel="answered by Bedrock, % of what may leave", ylim=(0, None))
         figure.savefig(path, dpi=110)

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     own.add_argument("--seconds", type=_within(1, 600), default=30.0, help="of requests (default 30)")
     own.add_argument("--rate", type=_within(0.1, 1000), default=20.0, help="requests a second (default 20)")
     own.set_defaults(measure=measure_generator)
-    values = subjects.add_parser("tuning", help="what the values of autoscaling and of the policy do to a surge, simulated")
+    values = subjects.add_parser("tuning", help="what the values of an elastic fleet do to a surge, simulated")
     values.add_argument("--png", type=Path, metavar="FILE", help="draw it")
     values.set_defaults(measure=measure_tuning)
     whole = subjects.add_parser("suite", help="growth, reaction, memory and a soak in one run")
