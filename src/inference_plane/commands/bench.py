@@ -42,7 +42,7 @@ examples:
   scripts/bench growth                  an environment with 10, 50 and 100 models: half a minute
   scripts/bench affinity                what a model's affinity saves, with a real prefix cache: a minute or two
   scripts/bench generator               what scripts/load itself adds to what it measures: half a minute
-  scripts/bench tuning --png t.png      what the values of an elastic fleet do to a surge: simulated, five minutes
+  scripts/bench tuning --png t.png      what the values of an elastic fleet do to a surge, simulated: two minutes
   scripts/bench suite                   growth, reaction, memory, and a soak of half an hour: three quarters of an hour
   scripts/bench suite memory reaction   two of its parts: ten minutes
 

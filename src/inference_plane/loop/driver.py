@@ -101,10 +101,10 @@ class LoopDriver:
         (node,) = self._nodes()[:1]
         self._loop.warn(node["spec"]["providerID"].rpartition("/")[2])
         deadline = time.monotonic() + SPOT_WARNING
-        while time.monotonic() < deadline and self._engines(_name(node)):
+        while self._loop.client.get("v1", "Node", _name(node)):
+            if time.monotonic() > deadline:
+                return self._lose([node])
             time.sleep(_POLL)
-        if self._loop.client.get("v1", "Node", _name(node)):
-            self._lose([node])
 
     def _lose_zone(self) -> None:
         zone = "topology.kubernetes.io/zone"
