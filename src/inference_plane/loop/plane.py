@@ -31,10 +31,12 @@ from inference_plane.onehost.serving import ServerThread
 from . import catalogue, steps
 from .balancer import Balancer
 from .driver import LoopDriver, warning
+from .glances import SECONDS as GLANCE_SECONDS
 from .glances import Glances
-from .repeated import repeated
+from .repeated import Looks, repeated
 from .routers import Routers
 from .times import Times
+from .watch import SECONDS as WATCH_SECONDS
 from .watch import Watch, document
 
 #: How long a name's addresses are good, in seconds: CoreDNS' own `ttl` for Services.
@@ -73,7 +75,9 @@ class Loop(contextlib.ExitStack):
 
     def fleet(self, began: float) -> list[dict[str, Any]]:
         """What the loops did since `began` (epoch seconds), second by second."""
-        return document(self._watch.readings, began)
+        for problem, count in self._watch.problems.items():
+            print(f"not seen {count} times of {len(self._watch.seen) + count}: {problem}", file=sys.stderr)
+        return document(self._watch.seen, began)
 
     def steps(self, began: float, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """What the models that sleep went through since `began`, with the router's lines; None where none sleeps.
@@ -152,10 +156,12 @@ class Loop(contextlib.ExitStack):
         if self.asleep:
             own = {name: self.deployments[name] for name in self.asleep}
             found = functools.partial(self.router.found, self.asleep)
-            self._glances = stack.enter_context(Glances(self.client, self.policy_url, NAMESPACE, own, found))
+            glances = Glances(self.client, self.policy_url, NAMESPACE, own, found)
+            self._glances = stack.enter_context(Looks(GLANCE_SECONDS, glances.look))
             with self.step("nobody asks: KEDA takes a new Deployment's first replica, and its node goes"):
                 self._wait_for_rest()
-        self._watch = stack.enter_context(Watch(self.client, self.policy_url, NAMESPACE, self.deployments))
+        watch = Watch(self.client, self.policy_url, NAMESPACE, self.deployments)
+        self._watch = stack.enter_context(Looks(WATCH_SECONDS, watch.read))
 
     def _wait_for_rest(self) -> None:
         """Raises TimeoutError where somebody still asks, or something is still there."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Generic, Self, TypeVar
 
 from inference_plane.cluster.client import Refused
+
+Seen = TypeVar("Seen")
 
 
 @contextlib.contextmanager
@@ -26,3 +30,25 @@ def repeated(seconds: float, work: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+class Looks(Generic[Seen]):
+    """A context manager that looks every so many seconds: `seen` grows by what was seen, `problems` count why not."""
+
+    def __init__(self, seconds: float, look: Callable[[], Seen]) -> None:
+        self.seen: list[Seen] = []
+        self.problems: collections.Counter[str] = collections.Counter()
+        self._look, self._repeated = look, repeated(seconds, self._again)
+
+    def __enter__(self) -> Self:
+        self._repeated.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._repeated.__exit__(None, None, None)
+
+    def _again(self) -> None:
+        try:
+            self.seen.append(self._look())
+        except (Refused, OSError) as error:
+            self.problems[str(error)] += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +13,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference_plane.cluster.client import Client, Refused
+from inference_plane.cluster.client import Client
 from inference_plane.cluster.diagnose import ready
 
 from .router_pods import SELECTOR as ROUTERS
@@ -56,30 +55,10 @@ class Reading:
 
 
 class Watch:
-    """A context manager that reads once a second in a thread; `readings` grow, and so do `problems`. `deployments` are
-    the names of the models' Deployments."""
+    """Reads everything at once. `deployments` are the names of the models' Deployments."""
 
     def __init__(self, client: Client, policy_url: str, namespace: str, deployments: Mapping[str, str]) -> None:
-        self.readings: list[Reading] = []
-        self.problems: collections.Counter[str] = collections.Counter()
         self._client, self._policy, self._namespace, self._deployments = client, policy_url, namespace, deployments
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(SECONDS):
-            try:
-                self.readings.append(self.read())
-            except (Refused, OSError, urllib.error.URLError) as error:
-                self.problems[str(error)] += 1
 
     def read(self) -> Reading:
         """Everything now. Raises Refused or OSError where somebody does not answer."""
@@ -104,15 +83,17 @@ class Watch:
                 waiting += engine.get(("vllm:num_requests_waiting", name), 0.0)
         return Model(
             replicas=spec.get("spec", {}).get("replicas", 0), ready=spec.get("status", {}).get("readyReplicas", 0),
-            pending=sum(not pod["spec"].get("nodeName") for pod in own), demand=self._demand(name),
+            pending=sum(not pod["spec"].get("nodeName") for pod in own), demand=told_demand(self._policy, name),
             running=running, waiting=waiting, share=policy.get(("inference_policy_share", name), 0.0))
 
-    def _demand(self, name: str) -> float | None:
-        try:
-            with _open(f"{self._policy}/demand/{name}") as reply:
-                return json.loads(reply.read())["demand"]
-        except urllib.error.HTTPError:  # of a model that nobody scales by it
-            return None
+
+def told_demand(policy_url: str, model: str) -> float | None:
+    """What the policy service tells autoscalers of a model; None where it does not know. Raises OSError."""
+    try:
+        with _open(f"{policy_url}/demand/{model}") as reply:
+            return json.loads(reply.read())["demand"]
+    except urllib.error.HTTPError:
+        return None
 
 
 def _metrics(url: str, missing: Any = None) -> Mapping[tuple[str, str], float]:
