@@ -275,12 +275,14 @@ def test_while_no_engine_can_be_read_the_replicas_stay(cluster, environment):
     awake = [o for o in scaled(release) if o["spec"]["minReplicaCount"]]
     pods.silent = set(most)
     pods.demand.clear()
-    for o in awake:
-        cluster.wait("the autoscaler says so", lambda o=o: "ScalingActive=False" in str(problems(cluster, o)))
-    pods.requests.clear()
-    assert {name: most[name] for name in replicas(cluster, awake)} == replicas(cluster, awake)
-    pods.silent = set()
-    nobody_asks(release, pods)
+    try:
+        for o in awake:
+            cluster.wait("the autoscaler says so", lambda o=o: "ScalingActive=False" in str(problems(cluster, o)))
+        pods.requests.clear()
+        assert {name: most[name] for name in replicas(cluster, awake)} == replicas(cluster, awake)
+    finally:
+        pods.silent = set()
+        nobody_asks(release, pods)
     served(cluster, scaled(release))
 
 
