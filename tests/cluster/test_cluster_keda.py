@@ -235,7 +235,17 @@ def full(cluster, release, pods):
         load = float(o["spec"]["advanced"]["scalingModifiers"]["target"]) * o["spec"]["maxReplicaCount"]
         pods.requests[o["metadata"]["name"]] = pods.demand[model(o)] = load
     most = {o["metadata"]["name"]: o["spec"]["maxReplicaCount"] for o in scaled(release)}
-    cluster.wait("all fleets are at their most", lambda: replicas(cluster, scaled(release)) == most)
+
+    def settled(o):
+        """Also no pod of an upgrade is left, which would have a share of the load and be no endpoint."""
+        now = target(cluster, o)
+        status, wanted = now["status"], most[o["metadata"]["name"]]
+        current = status.get("observedGeneration") == now["metadata"]["generation"]
+        counts = {status.get(f"{kind}eplicas") for kind in ("r", "updatedR", "readyR", "availableR")}
+        counts |= {now["spec"]["replicas"], wanted + (status.get("terminatingReplicas") or 0)}
+        return current and counts == {wanted}
+
+    cluster.wait("all fleets are at their most", lambda: all(settled(o) for o in scaled(release)))
     return most
 
 
