@@ -3,6 +3,7 @@ import base64
 import gzip
 import json
 
+import pytest
 import yaml
 
 from inference_plane.bench import growth
@@ -10,6 +11,7 @@ from inference_plane.checkout import VALUES
 from inference_plane.commands import bench
 
 LOCAL = yaml.safe_load((VALUES / "local.yaml").read_text())
+PROD = yaml.safe_load((VALUES / "prod.yaml").read_text())
 
 
 def test_each_model_has_a_name_and_a_source_of_its_own():
@@ -19,9 +21,18 @@ def test_each_model_has_a_name_and_a_source_of_its_own():
         "model-000": "s3://b/a-0/v1/", "model-001": "s3://b/a-1/v1/"}
 
 
-def test_more_models_make_more_of_everything():
-    small, large = growth.measure(LOCAL, sizes=(2, 6), rounds=1)
-    assert (small.models, large.models) == (2, 6)
+def test_a_teams_budget_follows_the_first_model_of_its_entry():
+    environment = {"global": {
+        "models": {"a": {"source": "s3://b/a/v1/"}, "b": {"source": "s3://b/b/v1/"}},
+        "teams": {"care": {"models": {"b": {"tokensPerMinute": 7}}}, "appeals": {}}}}
+    budgets = {size: growth.grown(environment, size)["global"]["teams"]["care"]["models"] for size in (1, 4)}
+    assert budgets == {1: {}, 4: {"model-001": {"tokensPerMinute": 7}}}
+
+
+@pytest.mark.parametrize("environment", [LOCAL, PROD], ids=["local", "prod"])
+def test_more_models_make_more_of_everything(environment):
+    small, large = growth.measure(environment, sizes=(1, 6), rounds=1)
+    assert (small.models, large.models) == (1, 6)
     for figure in ("objects", "manifest_bytes", "release_bytes", "router_bytes"):
         assert 0 < getattr(small, figure) < getattr(large, figure), figure
     assert large.release_bytes < large.manifest_bytes

@@ -37,14 +37,22 @@ class Growth:
 
 
 def grown(environment: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The environment with so many models: its own entries in turn, each with a name and a source of its own."""
+    """The environment with so many models: its own entries in turn, each with a name and a source of its own.
+
+    What a team may use of an entry, it may use of the first model that is made of it.
+    """
     values = copy.deepcopy(dict(environment))
     entries = list(values["global"]["models"].items())
-    models = {}
+    models, first = {}, {}
     for number in range(size):
         name, entry = entries[number % len(entries)]
-        models[f"model-{number:03}"] = json.loads(json.dumps(entry).replace(f"/{name}/", f"/{name}-{number}/"))
+        made = f"model-{number:03}"
+        models[made] = json.loads(json.dumps(entry).replace(f"/{name}/", f"/{name}-{number}/"))
+        first.setdefault(name, made)
     values["global"]["models"] = models
+    for team in values["global"].get("teams", {}).values():
+        if "models" in team:
+            team["models"] = {first[name]: budget for name, budget in team["models"].items() if name in first}
     return values
 
 
