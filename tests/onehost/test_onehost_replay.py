@@ -280,6 +280,23 @@ def test_a_dead_engine_refuses_connections_and_comes_back_on_its_address(engine:
     assert _get(engine, "/health")[0] == 200
 
 
+def test_an_engine_that_comes_back_queues_as_a_new_one(engine: ReplayEngine) -> None:
+    async def crowd() -> list[int]:
+        async with aiohttp.ClientSession() as session:
+
+            async def post() -> int:
+                body = {**CHAT, "x_test": {"answer_delay": 0.2}}
+                async with session.post(f"{engine.url}/v1/chat/completions", json=body) as reply:
+                    return reply.status
+
+            return await asyncio.gather(*(post() for _ in range(3)))  # two run, one waits
+
+    for _ in range(2):
+        assert asyncio.run(asyncio.wait_for(crowd(), 30)) == [200, 200, 200]
+        engine.stop()
+        engine.start()
+
+
 def test_unknown_settings_are_refused_by_name(engine: ReplayEngine) -> None:
     with pytest.raises(ValueError, match="unknown fault 'slow': the faults are none, overloaded"):
         engine.behaviour.update({"fault": "slow"})

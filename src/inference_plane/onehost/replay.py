@@ -88,7 +88,8 @@ class ReplayEngine:
         self.behaviour.update(vars(Behaviour()))
 
     def start(self) -> None:
-        """Listen (again). Raises OSError where the address is taken."""
+        """Listen (again), with an empty queue. Raises OSError where the address is taken."""
+        self.surface.queue.clear()
         for server in self._servers:
             server.start()
 

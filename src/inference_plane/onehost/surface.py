@@ -179,8 +179,12 @@ class Queue:
 
     def __init__(self, max_num_seqs: int, max_num_queued_reqs: int) -> None:
         self.max_num_seqs, self.max_num_queued_reqs = max_num_seqs, max_num_queued_reqs
+        self.clear()
+
+    def clear(self) -> None:
+        """As that of a process that starts; it serves in the event loop that asks it first."""
         self.running = self.waiting = 0
-        self._slots = asyncio.Semaphore(max_num_seqs)
+        self._slots = asyncio.Semaphore(self.max_num_seqs)
 
     @property
     def full(self) -> bool:
