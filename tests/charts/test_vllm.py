@@ -257,6 +257,20 @@ def test_a_rollout_takes_a_spare_accelerator_only_when_told(rollout, surge, unav
     assert strategy == {"maxSurge": surge, "maxUnavailable": unavailable}
 
 
+def test_replicas_share_a_node_unless_told_to_spread_over_nodes():
+    constraints = {spread: pod(render({"spread": spread}))["topologySpreadConstraints"] for spread in ("zones", "nodes")}
+    for found in constraints.values():
+        for constraint in found:
+            assert constraint["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] == "m"
+            assert constraint["matchLabelKeys"] == ["pod-template-hash"], "the pods of an older version count for nothing"
+    assert pod(render())["topologySpreadConstraints"] == constraints["zones"]
+    zone, node = constraints["nodes"]
+    assert [zone] == constraints["zones"]
+    assert (zone["topologyKey"], zone["whenUnsatisfiable"]) == ("topology.kubernetes.io/zone", "ScheduleAnyway")
+    assert (node["topologyKey"], node["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "DoNotSchedule")
+    assert (node["maxSkew"], node["minDomains"], node["nodeTaintsPolicy"]) == (1, 2, "Honor")
+
+
 @pytest.mark.parametrize("weights", [15.3, 30])
 def test_startup_and_progress_follow_from_the_weights(weights):
     deployment = render({"weightsGiB": weights}).find("Deployment", "m")["spec"]

@@ -72,6 +72,8 @@ def test_a_busy_fleet_grows_on_nodes_that_come_and_it_and_its_routers_are_rolled
     # KEDA asked for more, and they came: a pod of the plane's own on a node that Karpenter launched.
     assert max(one["replicas"] for one in fleet) > 2 and max(one["ready"] for one in fleet) > 2
     assert max(reading["nodes"].get("on-demand", 0) for reading in made["fleet"]) >= 1
+    # From the first moment two replicas never shared a node, though four would have had room on one.
+    assert made["fleet"][0]["nodes"]["on-demand"] >= 2
     assert [event["mark"] for event in made["events"]] == ["rollout", "router-rollout"]
     # There were never fewer routers than the chart says, and those that left and those that came have all answered.
     assert min(reading["routers"] for reading in made["fleet"]) == 2

@@ -131,6 +131,19 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "plane.selectorLabels" (dict "component" "engine" "name" $model.fleet) | nindent 8 }}
+  {{- if eq $model.spread "nodes" }}
+  # Replicas that wait for nodes are bound to the first that is ready; minDomains counts a second one that is not there
+  # yet. Nodes that are not ready, or not for these pods, have taints and do not count.
+  - topologyKey: kubernetes.io/hostname
+    maxSkew: 1
+    minDomains: 2
+    whenUnsatisfiable: DoNotSchedule
+    nodeTaintsPolicy: Honor
+    matchLabelKeys: [pod-template-hash]
+    labelSelector:
+      matchLabels:
+        {{- include "plane.selectorLabels" (dict "component" "engine" "name" $model.fleet) | nindent 8 }}
+  {{- end }}
 initContainers:
   {{- if include "plane.onNeuron" $model }}
   - {{ include "plane.engineInitializer" $context | nindent 4 | trim }}

@@ -17,6 +17,7 @@ import rich.box
 import rich.table
 
 from inference_plane import helm
+from inference_plane.load import returns
 from inference_plane.policy.config import Tuning
 
 from .simulation import NAME, Result, World
@@ -127,15 +128,10 @@ def row(load: str, case: str, result: Result) -> Row:
 
 
 def _way_back(result: Result) -> float | None:
-    ready = [decision.ready or 0 for decision in result.decisions]
-    ways, engine, began = [], None, False
-    for tick, share in enumerate(result.shares):
-        if share:
-            began, engine = True, tick if tick and ready[tick] > ready[tick - 1] else engine
-        elif began:
-            ways += [float(tick - engine)] if engine is not None else []
-            began, engine = False, None
-    return max(ways, default=None)
+    """The longest, in seconds. A tick is one."""
+    ready = (decision.ready or 0 for decision in result.decisions)
+    ways = returns.of_model(NAME, ((float(tick), *of) for tick, of in enumerate(zip(result.shares, ready, strict=True))))
+    return max((way.seconds for way in ways if way.seconds is not None), default=None)
 
 
 def measure(

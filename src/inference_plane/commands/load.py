@@ -186,9 +186,10 @@ def _run(
     if steps:
         verdicts.append(thresholds.every_step(steps))
     fleet = plane.fleet(outcome.began) if plane else ()
-    if verdict := thresholds.returned(returns.returns(fleet)):
+    back = returns.returns(fleet)
+    if verdict := thresholds.returned(back):
         verdicts.append(verdict)
-    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet, steps)
+    made = report.document(profile, arguments.target, outcome, verdicts, compared, fleet, back, steps)
     print(report.text(made))
     for kind, write in WRITERS.items():
         if path := getattr(arguments, kind):

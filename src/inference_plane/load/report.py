@@ -21,7 +21,7 @@ from . import measures
 from .drive import Outcome
 from .measures import percentile
 from .profiles import TIMES, Profile
-from .returns import Return, returns
+from .returns import Return
 from .samples import ANSWERED, CANCELLED, FAILED, UNSENT, Sample
 from .thresholds import Verdict
 
@@ -36,10 +36,11 @@ def document(
     verdicts: Sequence[Verdict],
     compared: Mapping[str, Any] | None,
     fleet: Sequence[Mapping[str, Any]] = (),
+    back: Sequence[Return] = (),
     steps: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a run. Times are in seconds; `fleet` is what the target's control loops did, `steps`
-    the way of models from no replica and back."""
+    """Everything that is known of a run. Times are in seconds; `fleet` is what the target's control loops did, `back`
+    how long it took to have all requests again, `steps` the way of models from no replica and back."""
     width = max(1.0, measures.length(outcome.samples) / WINDOWS)
     generator = outcome.generator
     lags = generator.lags or [0.0]
@@ -75,7 +76,7 @@ def document(
             "windows": [dataclasses.asdict(window) for window in measures.timeline(outcome.samples, profile, width)],
         },
         "fleet": list(fleet),
-        "returns": [dataclasses.asdict(each) for each in returns(fleet)],
+        "returns": [dataclasses.asdict(each) for each in back],
         "steps": dict(steps) if steps else None,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: The plane's promise (docs/policy.md): the policy's hold and its way down, from 100 points.
@@ -37,19 +37,25 @@ class Return:
 
 def returns(fleet: Sequence[Mapping[str, Any]]) -> list[Return]:
     """Of what a target's control loops did (`watch.document`): each time in which a model's share was above 0."""
-    found = []
-    for name in fleet[0]["models"] if fleet else ():
-        began = engine = None
-        ready = fleet[0]["models"][name]["ready"]
-        for reading in fleet:
-            model = reading["models"][name]
-            if model["share"] > 0:
-                began = reading["at"] if began is None else began
-                engine = reading["at"] if model["ready"] > ready else engine
-            elif began is not None:
-                found.append(Return(name, began, engine, reading["at"]))
-                began = engine = None
-            ready = model["ready"]
-        if began is not None:
-            found.append(Return(name, began, engine, None))
-    return found
+    return [
+        found
+        for name in (fleet[0]["models"] if fleet else ())
+        for found in of_model(
+            name, [(reading["at"], reading["models"][name]["share"], reading["models"][name]["ready"])
+                   for reading in fleet])
+    ]
+
+
+def of_model(model: str, readings: Iterable[tuple[float, float, int]]) -> Iterator[Return]:
+    """The same of one model: at which second it had which share, and how many engines that are ready."""
+    began = engine = ready = None
+    for at, share, now in readings:
+        if share > 0:
+            began = at if began is None else began
+            engine = at if ready is not None and now > ready else engine
+        elif began is not None:
+            yield Return(model, began, engine, at)
+            began = engine = None
+        ready = now
+    if began is not None:
+        yield Return(model, began, engine, None)

@@ -24,6 +24,7 @@ from typing import Any
 from inference_plane.cluster.client import Client, Object
 from inference_plane.onehost.processes import Processes, free_port
 
+from . import endpoints
 from .repeated import repeated
 
 #: Seconds between two looks at the targets. How long the controller and AWS take is not measured here: some seconds.
@@ -79,8 +80,7 @@ class Balancer(contextlib.ExitStack):
         found = sorted({
             (address, port["port"])
             for each in slices for port in each["ports"] or () if port["name"] == service["port"]["name"]
-            for endpoint in each.get("endpoints") or () if endpoint["conditions"].get("ready")
-            for address in endpoint["addresses"]
+            for address in endpoints.ready(each)
         })
         if found != self._told:
             check = int(annotation(self._ingress, "healthcheck-port"))

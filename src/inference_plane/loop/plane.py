@@ -28,7 +28,7 @@ from inference_plane.onehost.policy import NAME as POLICY
 from inference_plane.onehost.processes import Process, Processes, free_port
 from inference_plane.onehost.serving import ServerThread
 
-from . import catalogue, steps
+from . import catalogue, endpoints, steps
 from .balancer import Balancer
 from .driver import LoopDriver, warning
 from .glances import SECONDS as GLANCE_SECONDS
@@ -227,8 +227,6 @@ def _resolve(client: Client, dns: DnsServer) -> None:
     for each in client.list("discovery.k8s.io/v1", "EndpointSlice"):
         service = each["metadata"]["labels"].get("kubernetes.io/service-name")
         name = f"{service}.{each['metadata']['namespace']}.svc.cluster.local"
-        found.setdefault(name, []).extend(
-            address for endpoint in each.get("endpoints") or () if endpoint["conditions"].get("ready")
-            for address in endpoint["addresses"])
+        found.setdefault(name, []).extend(endpoints.ready(each))
     for name, addresses in found.items():
         dns.set(name, addresses)
