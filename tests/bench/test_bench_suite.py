@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inference_plane.bench import growth, memory, reaction, soak
+from inference_plane.bench import growth, memory, plane, reaction, soak
 from inference_plane.checkout import VALUES
 from inference_plane.commands import _environment, bench
 
@@ -59,6 +59,18 @@ def test_memory_of_the_real_plane():
         assert MIB < row.rest <= row.peak and row.loaded <= row.peak, row
 
 
+def test_the_real_plane_reacts_to_a_full_and_to_a_lost_engine_and_to_their_return(monkeypatch):
+    def quick(*arguments, **options):
+        values, tokens = everything_on(*arguments, **options)
+        return {**values, "policy": {"tuning": {"holdSeconds": 1, "lowerSeconds": 0.2, "settleSeconds": 2}}}, tokens
+
+    everything_on = plane.everything_on
+    monkeypatch.setattr(plane, "everything_on", quick)
+    rows = reaction.measure(rounds=1)
+    assert [row.what for row in rows] == [reaction.FULL, reaction.FREE, reaction.GONE, reaction.BACK]
+    assert all(0 < row.seconds[0] for row in rows) and {len(row.seconds) for row in rows} == {1}
+
+
 def test_the_largest_catalogue_renders_and_one_more_is_refused():
     local = _environment.load(str(VALUES / "local.yaml"))
     # The limit of the router's files, made small: rows of a stand-in for `helm template`.
@@ -87,6 +99,19 @@ def test_the_command_runs_the_parts_that_are_named_and_fails_with_the_soak(monke
     assert "memory" not in document
     assert bench.main(["suite", "soak"]) == 1
     assert "FAULT envoy: grows" in capsys.readouterr().out
+
+
+def test_what_was_measured_before_a_part_that_fails_is_shown(monkeypatch, capsys):
+    def fail(**_):
+        raise TimeoutError("Envoy has a share of 100 for model-001 after 300 s")
+
+    monkeypatch.setattr(reaction, "measure", lambda **_: [reaction.Reaction(reaction.FULL, (0.9, 1.1))])
+    monkeypatch.setattr(memory, "measure", fail)
+    assert bench.main(["suite", "reaction", "memory", "soak", "--json"]) == 2
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["reaction"][0]["seconds"] == [0.9, 1.1] and set(document) == {"machine", "reaction"}
+    assert "error: memory: Envoy has a share of 100 for model-001 after 300 s" in err
 
 
 def test_an_unknown_part_is_one_error(capsys):

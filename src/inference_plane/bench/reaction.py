@@ -1,12 +1,13 @@
 """How soon the share that falls back follows the fleet: real Envoy and policy service, with the chart's own pace."""
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import rich.box
 import rich.table
 
 from inference_plane.onehost.bed import Bed
+from inference_plane.onehost.replay import ReplayEngine
 
 from . import messages, plane
 
@@ -42,30 +44,38 @@ class Reaction:
 
 
 def measure(*, rounds: int = 3, progress: Callable[[str], None] = lambda line: None) -> list[Reaction]:
-    """One row for each of what is timed. Raises NotReady or TimeoutError where something does not come."""
+    """One row for each of what is timed. Raises NotReady or TimeoutError where something does not come.
+
+    Each way there and back has a plane of its own: one that falls back again soon holds its share for twice as long.
+    """
     times: dict[str, list[float]] = {what: [] for what in (FULL, FREE, GONE, BACK)}
-    progress("the plane starts")
+
+    def timed(bed: Bed, what: str, act: Callable[[], object], wanted: Callable[[int], bool]) -> None:
+        progress(f"round {len(times[what]) + 1} of {rounds}: {what}")
+        began = time.monotonic()
+        act()
+        _until(bed, wanted)
+        times[what].append(time.monotonic() - began)
+
+    for _ in range(rounds):
+        with _calm() as (bed, engine, token), _Crowd(bed, token) as crowd:
+            engine.behaviour.update({"first_token_delay": _FULL_SECONDS})
+            timed(bed, FULL, crowd.come, lambda share: share > 0)
+            # Those that wait are cut, as clients do that give up; the engine has room at once.
+            timed(bed, FREE, crowd.leave, lambda share: share == 0)
+        with _calm() as (bed, engine, _):
+            timed(bed, GONE, engine.stop, lambda share: share == 100)
+            timed(bed, BACK, engine.start, lambda share: share == 0)
+    return [Reaction(what, tuple(seconds)) for what, seconds in times.items()]
+
+
+@contextlib.contextmanager
+def _calm() -> Iterator[tuple[Bed, ReplayEngine, str]]:
+    """A plane whose requests all go to the fleet, the engine of its model, and a token."""
     with plane.started(2, max_num_seqs=_SLOTS, max_num_queued_reqs=_SLOTS + _QUEUED) as (bed, tokens):
         (engine,) = bed.engines[_MODEL]
         _until(bed, lambda share: share == 0)
-
-        def timed(what: str, act: Callable[[], object], wanted: Callable[[int], bool]) -> None:
-            progress(f"round {len(times[what]) + 1} of {rounds}: {what}")
-            began = time.monotonic()
-            act()
-            _until(bed, wanted)
-            times[what].append(time.monotonic() - began)
-
-        for _ in range(rounds):
-            with _Crowd(bed, tokens[0]) as crowd:
-                engine.behaviour.update({"first_token_delay": _FULL_SECONDS})
-                timed(FULL, crowd.come, lambda share: share > 0)
-                # Those that wait are cut, as clients do that give up; the engine has room at once.
-                timed(FREE, crowd.leave, lambda share: share == 0)
-            engine.behaviour.update({"first_token_delay": 0.0})
-            timed(GONE, engine.stop, lambda share: share == 100)
-            timed(BACK, engine.start, lambda share: share == 0)
-    return [Reaction(what, tuple(seconds)) for what, seconds in times.items()]
+        yield bed, engine, tokens[0]
 
 
 class _Crowd:

@@ -51,6 +51,10 @@ or did not render. docs/bench.md says what the figures mean.
 """
 
 
+#: What keeps something from being measured.
+FAILURES = (LoadError, NotReady, TimeoutError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         console = rich.console.Console(stderr=True)
         with console.status("starting") as status:
             shown = arguments.measure(arguments, status.update if console.is_terminal else _say)
-    except (LoadError, NotReady, TimeoutError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment) as error:
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
@@ -197,13 +201,20 @@ PARTS = {"growth": _growth, "reaction": _reaction, "memory": _memory, "soak": _s
 
 
 def measure_suite(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
-    began = router.machine()
-    found = {name: PARTS[name](arguments, progress) for name in arguments.parts or PARTS}
+    """A part that fails ends the suite; what was measured before it is shown all the same."""
+    began, found, status = router.machine(), {}, 0
+    for name in arguments.parts or PARTS:
+        try:
+            found[name] = PARTS[name](arguments, progress)
+        except FAILURES as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            status = 2
+            break
     machine = f"{began['cpus']} x {began['cpu']}, load {began['load_average']:.1f} at first"
     return Shown(
         {"machine": began, **{name: shown.document for name, shown in found.items()}},
         rich.console.Group(*(shown.table for shown in found.values()), machine),
-        max(shown.status for shown in found.values()))
+        max([status, *(shown.status for shown in found.values())]))
 
 
 def measure_tuning(arguments: argparse.Namespace, progress: Callable[[str], None]) -> Shown:
@@ -217,9 +228,10 @@ def measure_generator(arguments: argparse.Namespace, progress: Callable[[str], N
     rows, facts = generator.measure(seconds=arguments.seconds, rate=arguments.rate, progress=progress)
     machine = router.machine()
     note = (
-        f"{facts['requests']} streams of {generator.TOKENS} tokens, {facts['rate']:g} a second. The generator sent at most "
-        f"{facts['late_max_ms']:.1f} ms late; its loop was late by {facts['lag_p50_ms']:.1f} ms (p50), "
-        f"{facts['lag_p99_ms']:.1f} ms (p99). {machine['cpus']} x {machine['cpu']}, load {machine['load_average']:.1f}.")
+        f"{facts['requests']} streams of {generator.TOKENS} tokens, {facts['rate']:g} a second. The generator sent at "
+        f"most {facts['late_max_ms']:.1f} ms late; its loop was late by {facts['lag_p50_ms']:.1f} ms (p50), "
+        f"{facts['lag_p99_ms']:.1f} ms (p99). {machine['cpus']} x {machine['cpu']}, load "
+        f"{machine['load_average']:.1f}.")
     document = {"machine": machine, **facts, "rows": [dataclasses.asdict(row) for row in rows]}
     return Shown(document, generator.table(rows, facts, note))
 
