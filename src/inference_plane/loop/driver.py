@@ -120,6 +120,9 @@ class LoopDriver:
         time.sleep(NODE_GONE)
         for node in nodes:
             self._loop.client.delete("v1", "Node", _name(node))
+        # Until then a Deployment counts them as available.
+        self._until(
+            "the lost engines are off the API server", lambda: not any(self._engines(_name(node)) for node in nodes))
 
     def _nodes(self) -> list[Object]:
         """Those that Karpenter brought and that have engines, the one with most of them first."""
@@ -143,6 +146,7 @@ class LoopDriver:
                     found[name] = status
             return found
 
+        time.sleep(_POLL)  # a Deployment's status follows its pods, a moment later
         self._until("every fleet and the routers are whole", lambda: not missing())
 
     def _until(self, what: str, check: Callable[[], bool]) -> None:
