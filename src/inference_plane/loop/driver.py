@@ -120,9 +120,9 @@ class LoopDriver:
         time.sleep(NODE_GONE)
         for node in nodes:
             self._loop.client.delete("v1", "Node", _name(node))
-        # Until then a Deployment counts them as available.
-        self._until(
-            "the lost engines are off the API server", lambda: not any(self._engines(_name(node)) for node in nodes))
+        # Until then a Deployment counts them as available. They are gone a while later: no kubelet says that they ended.
+        self._until("the lost engines are told to end", lambda: all(
+            "deletionTimestamp" in pod["metadata"] for node in nodes for pod in self._engines(_name(node))))
 
     def _nodes(self) -> list[Object]:
         """Those that Karpenter brought and that have engines, the one with most of them first."""
