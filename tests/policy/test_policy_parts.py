@@ -419,6 +419,36 @@ def test_a_relapse_doubles_the_wait() -> None:
     assert waits == [30, 60, 120, 240, 240]
 
 
+def test_a_fleet_that_has_grown_waits_no_longer_for_what_a_smaller_one_did() -> None:
+    run = Run()
+    broken, well = dataclasses.replace(WELL, tries=20, errors=20), dataclasses.replace(WELL, tries=20)
+
+    def wait(ready: int) -> int:
+        run(dataclasses.replace(broken, ready=ready, routers_ready=ready))
+        shares = run(dataclasses.replace(well, ready=ready, routers_ready=ready), 300)
+        run.memory = dataclasses.replace(run.memory, share=50)  # It fails again while it recovers.
+        return shares.index(85) + 1
+
+    least = WELL.ready
+    assert [wait(least), wait(least), wait(least)] == [30, 60, 120]
+    # It fails again in the moment in which the larger one is first seen, and that counts.
+    assert wait(least + 1) == 60
+    # Engines that come and go are no growth.
+    assert [wait(least), wait(least + 1)] == [120, 240]
+
+
+def test_an_engine_that_comes_while_a_share_falls_back_ends_the_longer_wait() -> None:
+    run = Run()
+    broken, well = dataclasses.replace(WELL, tries=20, errors=20), dataclasses.replace(WELL, tries=20)
+    for _ in range(3):
+        run(broken)
+        run(well, 300)
+        run.memory = dataclasses.replace(run.memory, share=50)
+    run(broken)
+    more = dataclasses.replace(well, ready=WELL.ready + 1, routers_ready=WELL.ready + 1)
+    assert run(more, 60).index(85) + 1 == 30
+
+
 def test_late_first_tokens_and_refusals_add_steps_while_they_last() -> None:
     run = Run(dataclasses.replace(ENTRY, firstTokenBudgetMs=2000))
     late = dataclasses.replace(WELL, first_token_p95_ms=1900.0)

@@ -100,6 +100,8 @@ class Memory:
     sick: bool = False
     # How often a fleet failed again while it recovered: each doubles the time without need that lowering waits for.
     relapses: int = 0
+    # Most engines that were ready at once since it had no share for forgetSeconds.
+    most_ready: int = 0
 
     _TIMES = ("known_at", "needed_at", "raised_at", "lowered_at", "error_at", "wanted_at")
 
@@ -158,7 +160,7 @@ def decide(model: Model, tuning: Tuning, signals: Signals, memory: Memory, now: 
     memory = _learn(model, tuning, signals, memory, now)
     room = ready * (memory.room_each or model.requestsPerReplica)
     needed, reasons, memory = _needed(model, tuning, signals, memory, ready, inside or 0.0, room, now)
-    share, memory = _move(tuning, memory, needed if model.fallback else 0, bool(_FAILURES & reasons), now)
+    share, memory = _move(tuning, memory, needed if model.fallback else 0, bool(_FAILURES & reasons), ready, now)
     if share > needed:
         reasons.add(Reason.RECOVERING)
     return Decision(share, tuple(reason for reason in Reason if reason in reasons), ready, room, memory.wanted), memory
@@ -257,13 +259,16 @@ def _needed(
     return points, reasons, dataclasses.replace(memory, loaded=loaded, late=late, sick=sick)
 
 
-def _move(tuning: Tuning, memory: Memory, needed: int, failed: bool, now: float) -> tuple[int, Memory]:
+def _move(tuning: Tuning, memory: Memory, needed: int, failed: bool, ready: int, now: float) -> tuple[int, Memory]:
     """From the share that is to the one that is needed: up at once, down slowly."""
-    share, relapses = memory.share, memory.relapses
+    share = memory.share
+    calm = not share and now - memory.lowered_at > tuning.forgetSeconds
+    if calm or ready > memory.most_ready:
+        # What failed while it recovered was a smaller fleet. One whose engines come and go is never larger than it was.
+        memory = dataclasses.replace(memory, relapses=0, most_ready=ready)
+    relapses = memory.relapses
     if needed > share:
-        if not share and now - memory.lowered_at > tuning.forgetSeconds:
-            relapses = 0
-        elif failed and memory.lowered_at > memory.raised_at:
+        if failed and not calm and memory.lowered_at > memory.raised_at:
             relapses = min(tuning.maxDoublings, relapses + 1)
         memory = dataclasses.replace(memory, share=needed, raised_at=now, needed_at=now, relapses=relapses)
         return needed, memory
