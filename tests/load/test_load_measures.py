@@ -106,9 +106,28 @@ def test_shares() -> None:
     ]
     shares = measures.shares(found, {})
     assert (shares["fallback"], shares["late"], shares["withoutRetryAfter"]) == (2 / 3, 1 / 4, 1 / 4)
-    assert (shares["lost"], shares["left"]) == (1, 1)
+    assert (shares["lost"], shares["left"], shares["retriable"]) == (1, 1, 0)
     whole = measures.summary(found, {}, 1)
     assert (whole["retried"], whole["retried_and_answered"], whole["retry_after_waited_seconds"]) == (2, 1, 4.0)
+
+
+def test_what_failed_before_its_answer_had_begun_could_have_been_tried_again() -> None:
+    errors = ("http 503", "connection: ConnectionRefusedError", "cut stream", "timeout")
+    found = measures.shares([sample(outcome=FAILED, error=error) for error in errors], {})
+    assert (found["failed"], found["retriable"]) == (1.0, 3)
+
+
+def test_a_target_that_does_not_say_who_answers_tells_nothing_of_what_left() -> None:
+    found = measures.shares([sample(backend="", restricted=True)], {})
+    assert (found["fallback"], found["left"]) == (None, None)
+    assert measures.shares([sample(outcome=FAILED, backend="")], {})["left"] == 0, "nobody was answered"
+
+
+def test_a_phases_rates_are_of_its_own_seconds() -> None:
+    found = measures.document([sample(number, phase=phase.name) for number, phase in enumerate(PROFILE.curve)], PROFILE)
+    for phase in PROFILE.curve:
+        part = found["by_phase"][phase.name]
+        assert part["requests_per_second"] == part["requests"] / phase.seconds
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def fleet(*moments: tuple[float, int]) -> list[dict[str, Any]]:
 
 def test_a_share_that_falls_after_the_last_engine() -> None:
     found = returns(fleet((0, 1), (30, 1), (50, 2), (40, 3), (10, 3), (0, 3), (0, 4)))
-    assert found == [Return("m", began=10.0, engine=30.0, ended=50.0)]
+    assert found == [Return("m", began=10.0, engine=30.0, ended=50.0, seen=50.0)]
     assert str(found[0]) == (
         "m: a share fell back from 10 s to 50 s; its last engine came at 30 s, all was the fleet's again 20 s later"
     )
@@ -38,3 +38,9 @@ def test_without_an_engine_or_an_end_there_is_no_way_back() -> None:
     assert str(found[0]).endswith("to 20 s; no engine came") and "to the end of the run; its last" in str(found[1])
     assert thresholds.returned(found) is None
     assert returns([]) == []
+
+
+def test_a_fleet_that_has_not_come_back_when_the_run_ends_counts_from_the_bound_on() -> None:
+    verdicts = [thresholds.returned(returns(fleet((5, 1), (5, 2), *[(5, 2)] * looks))) for looks in (6, 7)]
+    assert verdicts[0] is None
+    assert verdicts[1] and not verdicts[1].kept and verdicts[1].value == 70.0

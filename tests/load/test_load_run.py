@@ -19,13 +19,16 @@ from load_cases import SOUND
 
 from inference_plane.bench import generator
 from inference_plane.checkout import CHARTS
+from inference_plane.cluster.certificates import Authority
 from inference_plane.commands import load as command
 from inference_plane.load import plan, targets, thresholds
 from inference_plane.onehost.bedrock import Call
+from inference_plane.onehost.replay import ReplayEngine
 from inference_plane.onehost.timed import Speed, TimedEngine
 
 #: Hang guard of requests that are to be answered.
 TIMEOUT = "120s"
+CAPTURED = Path(__file__).parents[1] / "data" / "vllm-0.32"
 MIDDLEWARE = CHARTS / "vllm" / "files" / "plane_middleware.py"
 QUICK = Speed(step_seconds=0.01, sequence_seconds=0, prefill_tokens_per_second=1e6)
 #: No test is about being late, unless it is: a busy machine may be.
@@ -192,6 +195,19 @@ def test_a_driver_acts_on_the_events(engine: TimedEngine, tmp_path: Path) -> Non
     assert event["mark"] == "rollout" and 0.5 <= event["began"] <= event["ended"]
 
 
+def test_a_mark_that_came_too_late_to_be_acted_on_fails_the_run(
+    engine: TimedEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text('#!/bin/sh\nif [ "$1" = marks ]; then echo rollout; else sleep 8; fi\n')
+    driver.chmod(driver.stat().st_mode | stat.S_IXUSR)
+    marked = profile(events=[{"at": "500ms", "mark": "rollout"}, {"at": "1s", "mark": "rollout"}])
+    ran = Ran(tmp_path, marked, f"--target={engine.url}", f"--driver={driver}")
+    assert ran.code == 2
+    assert "not acted on before the last answer: rollout at 1 s" in capsys.readouterr().err
+    assert not (tmp_path / "logs" / "load" / "run.json").exists(), "it has the callers' tokens"
+
+
 @pytest.mark.parametrize(
     ("marks", "arguments", "refusal"),
     [
@@ -233,6 +249,7 @@ def test_events_that_nobody_acts_on_are_refused(
             "--model m: is no NAME=NAME. Set the profile's name first, then the target's",
         ),
         (["--target={url}", "--token-file=/nowhere"], "error: --token-file /nowhere: cannot be read"),
+        (["--ca-file=ca.crt"], "error: --target demo: has tokens of its own and no certificate, so --token-file and"),
         (["--target=router"], "error: --target router: is neither demo nor elastic nor a URL"),
     ],
 )
@@ -243,10 +260,26 @@ def test_a_target_that_cannot_be_used_is_refused(
     assert ran.code == 2 and refusal in capsys.readouterr().err
 
 
+def test_a_target_is_asked_for_its_models_by_who_vouches_for_it(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    crt, key = authority.issue("engine", "engine", hosts=["127.0.0.1"])
+    with ReplayEngine(CAPTURED, served_model_name="m", certfile=str(crt), keyfile=str(key)) as engine:
+        assert targets.check(engine.url, ["m"], None, str(authority.certificate)) is None
+        with pytest.raises(targets.TargetError, match="does not answer .*certificate verify failed"):
+            targets.check(engine.url, ["m"], None)
+
+
+@pytest.mark.parametrize("users", ["0", "-1", "few"])
+def test_users_are_one_or_more(capsys: pytest.CaptureFixture[str], users: str) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["smoke", "--users", users])
+    assert "--users" in capsys.readouterr().err
+
+
 def test_models_can_have_other_names_at_the_target(engine: TimedEngine, tmp_path: Path) -> None:
     named = profile(request={"model": "assistant"}, seconds=1)
     ran = Ran(tmp_path, named, f"--target={engine.url}", "--model=assistant=m")
-    assert ran.code == 0 and set(ran.document["measures"]["by_model"]) == {"m"}
+    assert ran.code == 0 and set(ran.document["measures"]["by_model"]) == {"assistant"}
 
 
 def test_the_dry_run_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,8 @@ def started(models: int, **engine: Any) -> Iterator[tuple[Bed, list[str]]]:
 
 
 def held(processes: Processes) -> dict[str, Held]:
-    """By the name of each process that was started."""
+    """By the name of each process that was started. Raises NotReady where one has ended."""
+    processes.check()
     found = {}
     for process in processes:
         pids = family(process.pid)

@@ -129,8 +129,8 @@ def row(load: str, case: str, result: Result) -> Row:
 
 def _way_back(result: Result) -> float | None:
     """The longest, in seconds. A tick is one."""
-    ready = (decision.ready or 0 for decision in result.decisions)
-    ways = returns.of_model(NAME, ((float(tick), *of) for tick, of in enumerate(zip(result.shares, ready, strict=True))))
+    ready = [decision.ready or 0 for decision in result.decisions]
+    ways = returns.of_model(NAME, zip(map(float, range(len(ready))), result.shares, ready, strict=True))
     return max((way.seconds for way in ways if way.seconds is not None), default=None)
 
 

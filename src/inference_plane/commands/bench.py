@@ -52,7 +52,7 @@ or did not render. docs/bench.md says what the figures mean.
 
 
 #: What keeps something from being measured.
-FAILURES = (LoadError, NotReady, TimeoutError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment)
+FAILURES = (LoadError, NotReady, OSError, helm.HelmError, RuntimeError, _environment.UnknownEnvironment)
 
 
 def main(argv: list[str] | None = None) -> int:

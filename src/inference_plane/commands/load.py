@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time-scale", type=_positive, default=1.0, help="compress curve and events so many times")
     parser.add_argument("--rate-scale", type=_positive, default=1.0, help="multiply the requests a second")
     parser.add_argument("--seed", type=int, help="in place of the profile's")
-    parser.add_argument("--users", type=int, help="requests under way at once, in place of the profile's")
+    parser.add_argument("--users", type=_count, help="requests under way at once, in place of the profile's")
     for kind, what in zip(
         WRITERS, ("all measures", "a row a request", "one page with plots", "the timeline"), strict=True
     ):
@@ -128,6 +128,12 @@ def _run(
     if arguments.target not in ("demo", "elastic") and not arguments.target.startswith(("http://", "https://")):
         raise targets.TargetError(
             f"--target {arguments.target}: is neither demo nor elastic nor a URL. Set http://... or https://..."
+        )
+    ca_file = str(arguments.ca_file) if arguments.ca_file else None
+    if arguments.target in ("demo", "elastic") and (ca_file or arguments.token_file):
+        raise targets.TargetError(
+            f"--target {arguments.target}: has tokens of its own and no certificate, so --token-file and --ca-file "
+            "would be passed over. Leave them out, or set --target to a URL"
         )
     with contextlib.ExitStack() as stack:
         step = functools.partial(_runs.step, console)
@@ -160,7 +166,7 @@ def _run(
             processes = stack.enter_context(Processes())
         for tenant, wanted in profile.asks().items():
             token = tokens.get(tenant) or tokens.get("")
-            if note := targets.check(url, [models.get(model, model) for model in wanted], token):
+            if note := targets.check(url, [models.get(model, model) for model in wanted], token, ca_file):
                 console.print(f"not checked: {note}", markup=False)
         with console.status("") if console.is_terminal else contextlib.nullcontext() as status:
             outcome = drive.run(
@@ -172,10 +178,12 @@ def _run(
                 url=url,
                 models=models,
                 tokens=tokens,
-                ca_file=str(arguments.ca_file) if arguments.ca_file else None,
+                ca_file=ca_file,
                 driver=driver,
                 progress=lambda at: status.update(f"{at:.0f} of {profile.seconds:.0f} s") if status else None,
             )
+        if arguments.target == "elastic":
+            processes.check()  # a loop that has died was measured as if it had done nothing
         lines = router.of(plane.router) if plane else []
         compared = router.compare(outcome.samples, lines) if plane else None
         steps = plane.steps(outcome.began, lines) if plane else None
@@ -183,6 +191,7 @@ def _run(
     if plane:
         # By content, whatever a profile demands: an answer does not tell where its prompt has been.
         verdicts.append(thresholds.nothing_left(plane.restricted.count))
+        verdicts.append(thresholds.as_the_router(compared))
     if steps:
         verdicts.append(thresholds.every_step(steps))
     fleet = plane.fleet(outcome.began) if plane else ()
@@ -243,6 +252,12 @@ def _tokens(given: list[str]) -> dict[str, str]:
                 "token"
             ) from None
     return found
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
 
 
 def _positive(text: str) -> float:

@@ -82,7 +82,8 @@ def run(
     """Sends the profile's requests. `profile` is that of the file `source`, scaled by `scales` (time, rate) already.
 
     `models` are the target's names of the profile's models, `tokens` the bearer tokens by tenant ("" for all others);
-    `progress` is told the elapsed seconds. Raises NotReady where locust ends before all is done.
+    `progress` is told the elapsed seconds. Raises NotReady where locust ends before all is done, or all requests end
+    before every mark was acted on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base, _, path = url.removeprefix("https://").removeprefix("http://").partition("/")
@@ -104,15 +105,15 @@ def run(
     began = folder / "began"
     began.unlink(missing_ok=True)
     command = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--headless", "--only-summary", "--skip-log-setup"]
-    process = processes.start(
-        "locust",
-        [*command, "--host", f"{scheme}://{base}", "--load-run", file, "--stop-timeout", "5"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        log_path=folder / "locust.log",
-        ready=lambda: began.exists() and bool(began.read_text()),
-        timeout=START,
-    )
     try:
+        process = processes.start(
+            "locust",
+            [*command, "--host", f"{scheme}://{base}", "--load-run", file, "--stop-timeout", "5"],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            log_path=folder / "locust.log",
+            ready=lambda: began.exists() and bool(began.read_text()),
+            timeout=START,
+        )
         beginning = float(began.read_text())
         acted = _follow(process, profile.events, driver, beginning, progress)
     finally:
@@ -120,6 +121,12 @@ def run(
     processes.stop(process)  # it has ended, and nobody who looks after the others is to stumble over it
     if process.returncode != 0:
         raise NotReady(f"locust ended with status {process.returncode}; the end of its log:\n{process.log_tail()}")
+    if missed := profile.events[len(acted):]:
+        marks = ", ".join(f"{event.mark} at {event.at:g} s" for event in missed)
+        raise NotReady(
+            f"not acted on before the last answer: {marks}. What came before took longer than the profile leaves. "
+            "Set a longer curve, or a smaller --time-scale"
+        )
     with open(folder / "samples.jsonl") as lines:
         found = samples.read(lines)
     generator = samples.Generator(**json.loads((folder / "generator.json").read_text()))

@@ -24,8 +24,7 @@ from locust.env import Environment
 from inference_plane.load import answers, plan, profiles
 from inference_plane.load.samples import ANSWERED, CANCELLED, FAILED, Sample
 
-CHAT = "/v1/chat/completions"
-#: How often the loop's own lateness is looked at, and how many looks are kept.
+#: How often the loop's own lateness is looked at, or more seldom, so that so many looks last for the run.
 LOOK, LOOKS = 0.05, 20000
 #: Statuses after which a client may come again.
 BUSY = (429, 503)
@@ -94,15 +93,16 @@ class Run:
         return self.done == len(self.planned)
 
     def _watch(self) -> None:
-        while not self.over and len(self.lags) < LOOKS:
+        look = max(LOOK, self.profile.seconds / LOOKS)
+        while not self.over:
             before = time.perf_counter()
-            gevent.sleep(LOOK)
-            self.lags.append(time.perf_counter() - before - LOOK)
+            gevent.sleep(look)
+            self.lags.append(time.perf_counter() - before - look)
 
     def close(self, environment: Environment) -> None:
         """Says how the generator did, and what was never sent."""
         for each in self.planned[self._next :]:
-            self._samples.write(_sample(each, self.models).line() + "\n")
+            self._samples.write(_sample(each).line() + "\n")
         self._samples.close()
         stats = {
             name: {
@@ -135,12 +135,12 @@ def _client(host: str, profile: profiles.Profile, ca_file: str | None) -> HTTPCl
     )
 
 
-def _sample(each: plan.Planned, models: dict[str, str]) -> Sample:
+def _sample(each: plan.Planned) -> Sample:
     return Sample(
         number=each.number,
         phase=each.phase,
         request=each.kind,
-        model=models.get(each.model, each.model),
+        model=each.model,
         tenant=each.tenant,
         residency=each.residency,
         restricted=each.restricted,
@@ -165,7 +165,7 @@ class Client(User):
         if each is None:
             gevent.sleep(3600)  # the shape ends the run
             return
-        sample = _sample(each, run.models)
+        sample = _sample(each)
         if (left := sample.due - run.now()) > 0:
             gevent.sleep(left)
         before = run.before.get(each.number)
@@ -186,7 +186,7 @@ class Client(User):
             *run.texts.get(each.conversation, []),
             {"role": "user", "content": plan.prompt(each, run.profile.seed)},
         ]
-        body = json.dumps(_body(each, sample.model, messages)).encode()
+        body = json.dumps(_body(each, run.models.get(each.model, each.model), messages)).encode()
         # By which a model with `affinity: session` finds the engine that has the conversation's beginning.
         headers = {"content-type": "application/json", "x-session-id": f"{run.profile.seed}-{each.conversation}"}
         if token := run.tokens.get(each.tenant) or run.tokens.get(""):

@@ -58,6 +58,11 @@ def lost(sample: Sample) -> bool:
     return sample.outcome == FAILED and sample.error.startswith(LOST)
 
 
+def retriable(sample: Sample) -> bool:
+    """Whether it failed before its answer had begun, so that it could have been tried again elsewhere."""
+    return sample.outcome == FAILED and not sample.error.startswith("cut stream")
+
+
 def left(sample: Sample) -> bool:
     """Whether a restricted prompt was answered outside the cluster."""
     return sample.restricted and sample.backend == "bedrock"
@@ -67,11 +72,14 @@ def shares(samples: Sequence[Sample], slo: Mapping[str, float]) -> dict[str, flo
     """Shares of 1, and counts; None where there is nothing that they could be of.
 
     Of those that were to be answered (all but the cancelled): failed, goodput. Of the answered: fallback. Of all:
-    late, unsent. Of refusals: withoutRetryAfter.
+    late, unsent. Of refusals: withoutRetryAfter. A target whose answers do not say where they come from tells nothing
+    of what fell back or left.
     """
     count = Counter(sample.outcome for sample in samples)
     wanted = len(samples) - count[CANCELLED]
     refusals = sum(sample.refusals for sample in samples)
+    told = [sample for sample in samples if sample.outcome == ANSWERED and sample.backend]
+    silent = count[ANSWERED] and not told
 
     def share(of: float, among: int) -> float | None:
         return of / among if among else None
@@ -79,14 +87,13 @@ def shares(samples: Sequence[Sample], slo: Mapping[str, float]) -> dict[str, flo
     return {
         "failed": share(count[FAILED], wanted),
         "goodput": share(sum(good(sample, slo) for sample in samples), wanted),
-        "fallback": share(
-            sum(sample.outcome == ANSWERED and sample.backend == "bedrock" for sample in samples), count[ANSWERED]
-        ),
+        "fallback": share(sum(sample.backend == "bedrock" for sample in told), 0 if silent else count[ANSWERED]),
         "late": share(sum(sample.late > TOLERANCE for sample in samples), len(samples)),
         "unsent": share(count[UNSENT], len(samples)),
         "withoutRetryAfter": share(sum(sample.silent for sample in samples), refusals) if refusals else 0.0,
         "lost": sum(map(lost, samples)),
-        "left": sum(map(left, samples)),
+        "retriable": sum(map(retriable, samples)),
+        "left": None if silent else sum(map(left, samples)),
     }
 
 
@@ -151,7 +158,10 @@ def document(samples: Sequence[Sample], profile: Profile) -> dict[str, Any]:
         parts = defaultdict(list)
         for sample in samples:
             parts[key(sample)].append(sample)
-        made[f"by_{name}"] = {part: summary(parts[part], profile.slo, seconds) for part in sorted(parts)}
+        took = {phase.name: phase.seconds for phase in profile.curve} if name == "phase" else {}
+        made[f"by_{name}"] = {
+            part: summary(parts[part], profile.slo, took.get(part, seconds)) for part in sorted(parts)
+        }
     return made
 
 
@@ -164,6 +174,8 @@ class Window:
     sent: float
     answered: float
     failed: float
+    lost: float
+    refused: float
     tokens: float
     under_way: int
     fallback: float | None
@@ -188,6 +200,8 @@ def timeline(samples: Sequence[Sample], profile: Profile, width: float) -> list[
                 sent=len(here) / width,
                 answered=sum(sample.outcome == ANSWERED for sample in done) / width,
                 failed=sum(sample.outcome == FAILED for sample in done) / width,
+                lost=sum(map(lost, done)) / width,
+                refused=sum(sample.refusals for sample in done) / width,
                 tokens=sum(sample.completion_tokens or 0 for sample in done) / width,
                 under_way=sum(sample.sent < end <= at for at, sample in ended),
                 fallback=sum(s.backend == "bedrock" for s in answered) / len(answered) if answered else None,

@@ -17,9 +17,18 @@ from matplotlib.figure import Figure
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "load", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 COLORS = {"p50": "tab:green", "p95": "tab:orange", "p99": "tab:red"}
 
+#: What became of requests, by second; lost ones are failed ones too, and a request may be refused several times.
+SENT = (
+    ("sent", "tab:blue", "-"),
+    ("answered", "tab:green", "-"),
+    ("refused", "tab:orange", "-"),
+    ("failed", "tab:red", "-"),
+    ("lost", "black", ":"),
+)
+
 
 def timeline(made: Mapping[str, Any]) -> Figure:
-    """Demand, first tokens, share to Amazon Bedrock and tokens, one above the other on one axis of time."""
+    """Demand and what became of it, first tokens, share to Bedrock and tokens, one above the other by time."""
     windows, width = made["timeline"]["windows"], made["timeline"]["seconds"]
     at = [window["start"] + width / 2 for window in windows]
     with matplotlib.rc_context(STYLE):
@@ -28,8 +37,8 @@ def timeline(made: Mapping[str, Any]) -> Figure:
         heights = (3, 3, 2, 2, *((2, 2, 2) if fleet else ()))
         demand, first, share, tokens, *loops = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         demand.step(at, [w["offered"] for w in windows], where="mid", color="black", linestyle="--", label="curve")
-        for key, color in (("sent", "tab:blue"), ("answered", "tab:green"), ("failed", "tab:red")):
-            demand.plot(at, [w[key] for w in windows], color=color, label=key)
+        for key, color, line in SENT:
+            demand.plot(at, [w[key] for w in windows], color=color, linestyle=line, label=key)
         demand.set(ylabel="requests/s", title=f"{made['profile']['name']}: {made['profile']['description']}")
         for key, color in COLORS.items():
             shown = [(x, w["ttft"][key]) for x, w in zip(at, windows, strict=True) if w["ttft"]]

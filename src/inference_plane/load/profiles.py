@@ -27,7 +27,6 @@ _SECONDS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 #: Measures in seconds; they are judged at a percentile. The others are shares of requests, or counts.
 TIMES = ("ttft", "tpot", "itl", "e2e")
 SHARES = ("failed", "goodput", "fallback", "late", "unsent", "withoutRetryAfter")
-COUNTS = ("lost", "left")
 
 #: Where a profile does not say otherwise: a generator that cannot keep its own times measures something else.
 KEPT = {"measure": "late", "atMost": 0.01}

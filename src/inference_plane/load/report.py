@@ -69,7 +69,7 @@ def document(
         },
         "router": dict(compared) if compared is not None else None,
         "events": [
-            dataclasses.asdict(acted) | {"phase": profile.phase(acted.at).name} for acted in outcome.acted
+            dataclasses.asdict(acted) | {"phase": profile.phase(acted.began).name} for acted in outcome.acted
         ],
         "timeline": {
             "seconds": width,
@@ -152,9 +152,10 @@ def _steps(found: Mapping[str, Any]) -> rich.table.Table:
 
 
 def _whole(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Of each model nothing and how long all steps took; a step that did not come has no time."""
-    sums = [sum(step["took"] or 0.0 for step in steps) for steps in zip(*rows, strict=True)]
-    return [cell for took in sums for cell in ("", f"{took:.1f}")]
+    """Of each model nothing and how long all steps took, where all of them came."""
+    models = zip(*rows, strict=True)
+    took = [[step["took"] for step in steps] for steps in models]
+    return [cell for each in took for cell in ("", "-" if None in each else f"{sum(each):.1f}")]
 
 
 def _share(value: float | None) -> str:
@@ -216,6 +217,8 @@ def _lines(made: Mapping[str, Any]) -> list[str]:
 def _event(event: Mapping[str, Any], phases: Mapping[str, Any]) -> str:
     """What an event took, and what became of the requests of its phase."""
     line = f"{event['mark']} at {event['began']:.0f} s: over after {event['ended'] - event['began']:.0f} s"
+    if event["began"] - event["at"] > 1:
+        line += f", begun {event['began'] - event['at']:.0f} s late, as those before it took so long"
     if (part := phases.get(event["phase"])) is None:
         return f"{line}; in its phase {event['phase']} was no request"
     cut = sum(count for error, count in part["errors"].items() if error.startswith("cut stream"))

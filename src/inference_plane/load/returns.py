@@ -15,18 +15,24 @@ class Return:
     """One time in which a share of a model's requests fell back. Seconds of the run.
 
     `engine` is when the last engine of that time came, None where none did. `ended` is when the share was 0 again, None
-    where the run ended before.
+    where the run ended before; `seen` is the last look, then or before.
     """
 
     model: str
     began: float
     engine: float | None
     ended: float | None
+    seen: float
 
     @property
     def seconds(self) -> float | None:
         """From the last engine to the end; None where one of the two was not."""
         return None if self.engine is None or self.ended is None else self.ended - self.engine
+
+    @property
+    def at_least(self) -> float | None:
+        """The same, or as long as it had taken when the run ended; None where no engine came."""
+        return None if self.engine is None else self.seen - self.engine
 
     def __str__(self) -> str:
         until = "the end of the run" if self.ended is None else f"{self.ended:.0f} s"
@@ -48,14 +54,15 @@ def returns(fleet: Sequence[Mapping[str, Any]]) -> list[Return]:
 
 def of_model(model: str, readings: Iterable[tuple[float, float, int]]) -> Iterator[Return]:
     """The same of one model: at which second it had which share, and how many engines that are ready."""
+    at = 0.0
     began = engine = ready = None
     for at, share, now in readings:
         if share > 0:
             began = at if began is None else began
             engine = at if ready is not None and now > ready else engine
         elif began is not None:
-            yield Return(model, began, engine, at)
+            yield Return(model, began, engine, at, at)
             began = engine = None
         ready = now
     if began is not None:
-        yield Return(model, began, engine, None)
+        yield Return(model, began, engine, None, at)

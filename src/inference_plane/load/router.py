@@ -15,6 +15,8 @@ from typing import Any
 from .samples import ANSWERED, CANCELLED, Sample
 
 Line = Mapping[str, Any]
+#: A difference: the connection broke before the router had said one.
+NO_ID = "requests without an id of the router"
 
 
 def compare(samples: Sequence[Sample], lines: Iterable[Line]) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def compare(samples: Sequence[Sample], lines: Iterable[Line]) -> dict[str, Any]:
             continue
         if not sample.request_id:
             if sample.outcome != CANCELLED:  # who leaves before the headers has no id
-                differs("requests without an id of the router", sample)
+                differs(NO_ID, sample)
             continue
         line = ends.get(sample.request_id)
         if line is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,15 @@ def busy(address: str, port: int) -> bool:
     return any(line.startswith(names) and not line.endswith(" 0.0") for line in lines)
 
 
-def _open(url: str, headers: Mapping[str, str] | None = None, timeout: float = 10) -> Any:
+def _open(url: str, headers: Mapping[str, str] | None = None, timeout: float = 10, ca_file: str | None = None) -> Any:
     """A GET without the proxy settings of this machine for loopback, and with them for anything else."""
     local = url.split("//")[1].startswith(("127.", "localhost"))
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    trusted = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+    opener = urllib.request.build_opener(trusted, *([urllib.request.ProxyHandler({})] if local else []))
     return opener.open(urllib.request.Request(url, headers=dict(headers or {})), timeout=timeout)
 
 
-def check(url: str, models: Iterable[str], token: str | None, get: Callable[..., Any] = _open) -> str | None:
+def check(url: str, models: Iterable[str], token: str | None, ca_file: str | None = None) -> str | None:
     """Whether an endpoint can be asked for these models. What it could not be asked, or None.
 
     Raises:
@@ -206,7 +208,7 @@ def check(url: str, models: Iterable[str], token: str | None, get: Callable[...,
     """
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        with get(f"{url}/v1/models", headers) as reply:
+        with _open(f"{url}/v1/models", headers, ca_file=ca_file) as reply:
             known = {each["id"] for each in json.loads(reply.read())["data"]}
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):

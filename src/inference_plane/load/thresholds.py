@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import measures
+from . import measures, router
 from .profiles import TIMES, Profile, Threshold
 from .returns import WITHIN_SECONDS, Return
 from .samples import Sample
@@ -35,9 +35,19 @@ def nothing_left(prompts: int) -> Verdict:
     return Verdict("restricted prompts at Amazon Bedrock's stand-in at most 0", prompts, prompts == 0)
 
 
+def as_the_router(compared: Mapping[str, Any]) -> Verdict:
+    """Of requests that client and router tell otherwise of; a connection that broke before an answer has no id."""
+    known = {what: count for what, count in compared["differences"].items() if what != router.NO_ID}
+    return Verdict("requests of which the router's lines say something else at most 0", sum(known.values()), not known)
+
+
 def returned(found: Sequence[Return]) -> Verdict | None:
-    """Of the times in which a share fell back and engines came: the longest way back. None where there was none."""
-    seconds = [each.seconds for each in found if each.seconds is not None]
+    """Of the times in which a share fell back and engines came: the longest way back. None where there was none.
+
+    One that the run cut off counts from the bound on: before, it might have been kept.
+    """
+    known = [each.at_least for each in found if each.ended is not None or (each.at_least or 0) > WITHIN_SECONDS]
+    seconds = [value for value in known if value is not None]
     if not seconds:
         return None
     what = f"seconds from the last engine to all at the fleet at most {WITHIN_SECONDS:g}"
@@ -48,7 +58,8 @@ def every_step(steps: Mapping[str, Any]) -> Verdict:
     """Of the way from no replica and back, of each model that sleeps: what nobody has seen."""
     ways = [way for model in steps["models"].values() for way in (model["wake"], model["back"])]
     missing = [step for way in ways for step in way if step["at"] is None]
-    return Verdict("steps from zero and back that did not come at most 0", len(missing), not missing)
+    return Verdict("steps from zero and back that did not come at most 0", len(missing) if ways else None,
+                   bool(ways) and not missing)
 
 
 def named(threshold: Threshold) -> str:

@@ -79,7 +79,7 @@ class LoopDriver:
 
     def _drain(self) -> None:
         """`kubectl drain` of a node: cordoned, then every pod evicted, as often as a disruption budget says no."""
-        (node,) = self._nodes()[:1]
+        node = self._nodes()[0]
         self._loop.client.patch("v1", "Node", _name(node), {"spec": {"unschedulable": True}})
         self._until("the node is empty", lambda: not self._evict(_name(node)))
 
@@ -98,7 +98,7 @@ class LoopDriver:
 
     def _reclaim(self) -> None:
         """EC2 tells Karpenter by its queue, and two minutes later takes the instance."""
-        (node,) = self._nodes()[:1]
+        node = self._nodes()[0]
         self._loop.warn(node["spec"]["providerID"].rpartition("/")[2])
         deadline = time.monotonic() + SPOT_WARNING
         while self._loop.client.get("v1", "Node", _name(node)):
@@ -125,10 +125,12 @@ class LoopDriver:
             "deletionTimestamp" in pod["metadata"] for node in nodes for pod in self._engines(_name(node))))
 
     def _nodes(self) -> list[Object]:
-        """Those that Karpenter brought and that have engines, the one with most of them first."""
+        """Those that Karpenter brought and that have engines, the one with most first. Raises LookupError for none."""
         known = instances_of(self._loop.account)
         nodes = [n for n in self._loop.client.list("v1", "Node") if n["spec"].get("providerID") in known]
         count = {_name(node): len(self._engines(_name(node))) for node in nodes}
+        if not any(count.values()):
+            raise LookupError("no node that Karpenter brought has an engine, so none can be drained or lost")
         return sorted((n for n in nodes if count[_name(n)]), key=lambda n: (-count[_name(n)], _name(n)))
 
     def _engines(self, node: str) -> list[Object]:

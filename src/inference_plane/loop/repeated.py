@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import http.client
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, Self, TypeVar
@@ -11,16 +12,18 @@ from typing import Generic, Self, TypeVar
 from inference_plane.cluster.client import Refused
 
 Seen = TypeVar("Seen")
+#: What a look or an act may meet while processes come and go, also in the middle of an answer.
+PASSING = (Refused, OSError, http.client.HTTPException, ValueError)
 
 
 @contextlib.contextmanager
 def repeated(seconds: float, work: Callable[[], None]) -> Iterator[None]:
-    """Does `work` every so many seconds until the context ends; a time that the API server fails is passed over."""
+    """Does `work` every so many seconds until the context ends; a time that fails is passed over."""
     ended = threading.Event()
 
     def run() -> None:
         while not ended.wait(seconds):
-            with contextlib.suppress(Refused, OSError):
+            with contextlib.suppress(*PASSING):
                 work()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -50,5 +53,5 @@ class Looks(Generic[Seen]):
     def _again(self) -> None:
         try:
             self.seen.append(self._look())
-        except (Refused, OSError) as error:
+        except PASSING as error:
             self.problems[str(error)] += 1
