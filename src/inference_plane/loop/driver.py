@@ -120,7 +120,7 @@ class LoopDriver:
         time.sleep(NODE_GONE)
         for node in nodes:
             self._loop.client.delete("v1", "Node", _name(node))
-        # Until then a Deployment counts them as available. They are gone a while later: no kubelet says that they ended.
+        # Until then a Deployment counts them as available. They are gone later still: no kubelet says that they ended.
         self._until("the lost engines are told to end", lambda: all(
             "deletionTimestamp" in pod["metadata"] for node in nodes for pod in self._engines(_name(node))))
 
