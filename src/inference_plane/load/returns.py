@@ -27,7 +27,7 @@ class Return:
     @property
     def seconds(self) -> float | None:
         """From the last engine to the end; None where one of the two was not."""
-        return None if self.engine is None or self.ended is None else self.ended - self.engine
+        return None if self.ended is None else self.at_least
 
     @property
     def at_least(self) -> float | None:

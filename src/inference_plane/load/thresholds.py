@@ -46,8 +46,11 @@ def returned(found: Sequence[Return]) -> Verdict | None:
 
     One that the run cut off counts from the bound on: before, it might have been kept.
     """
-    known = [each.at_least for each in found if each.ended is not None or (each.at_least or 0) > WITHIN_SECONDS]
-    seconds = [value for value in known if value is not None]
+    seconds = [
+        each.at_least
+        for each in found
+        if each.at_least is not None and (each.ended is not None or each.at_least > WITHIN_SECONDS)
+    ]
     if not seconds:
         return None
     what = f"seconds from the last engine to all at the fleet at most {WITHIN_SECONDS:g}"
